@@ -1,0 +1,131 @@
+"""One recurrent layer in plain PyTorch: the oracle, the fallback and the double backward of :mod:`fusedrnn.scan`.
+
+Written to be read beside the paper, one step at a time. Every derivative, of any order, is autograd's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def lstm_cell(x: Tensor, r: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Hochreiter & Schmidhuber (1997) with the forget gate of Gers et al. (2000)."""
+    i, f, g, o = (x + r).chunk(4, dim=-1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def gru_cell(x: Tensor, r: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Cho et al. (2014), with the reset gate behind the recurrent product as in cuDNN and torch.nn.GRU."""
+    x_r, x_z, x_n = x.chunk(3, dim=-1)
+    r_r, r_z, r_n = r.chunk(3, dim=-1)
+    reset, update = torch.sigmoid(x_r + r_r), torch.sigmoid(x_z + r_z)
+    n = torch.tanh(x_n + reset * r_n)
+    return n + update * (h - n), c
+
+
+def rnn_tanh_cell(x: Tensor, r: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Elman (1990)."""
+    return torch.tanh(x + r), c
+
+
+def rnn_relu_cell(x: Tensor, r: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Elman's network with rectified units."""
+    return torch.relu(x + r), c
+
+
+CELLS = {"LSTM": lstm_cell, "GRU": gru_cell, "RNN_TANH": rnn_tanh_cell, "RNN_RELU": rnn_relu_cell}
+
+
+def split_weights(weights: list[Tensor], directions: int) -> list[tuple[Tensor | None, ...]]:
+    """Groups the flat weights of a layer by direction as ``(w_ih, w_hh, b_ih, b_hh, w_hr)``; absent ones are None."""
+    count = len(weights) // directions
+    groups = [weights[d * count : (d + 1) * count] for d in range(directions)]
+    biases, projected = count >= 4, count in (3, 5)
+    return [
+        (w[0], w[1], w[2] if biases else None, w[3] if biases else None, w[-1] if projected else None)
+        for w in groups
+    ]
+
+
+def scan(
+    mode: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_h: Tensor | None = None,
+    reset_c: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Same arguments and results as :func:`fusedrnn.scan.scan`."""
+    rows = h0.size(1)
+    sizes = [rows] * x.size(0) if batch_sizes is None else batch_sizes.tolist()
+    packed_x = x.flatten(0, 1) if batch_sizes is None else x
+    packed_reset = reset.flatten() if reset is not None else None
+    runs = [
+        _run(mode, packed_x, h0[d], None if c0 is None else c0[d], w, sizes, lengths, packed_reset,
+             None if reset_h is None else reset_h[d], None if reset_c is None else reset_c[d], backwards=d == 1)
+        for d, w in enumerate(split_weights(weights, h0.size(0)))
+    ]  # fmt: skip
+    y, h_n, c_n, c_sequence = zip(*runs, strict=True)
+    shape = x.shape[:-1]
+    lstm = c0 is not None
+    return (
+        torch.cat(y, dim=-1).reshape(*shape, -1),
+        torch.stack(h_n),
+        torch.stack(c_n) if lstm else None,
+        torch.cat(c_sequence, dim=-1).reshape(*shape, -1) if lstm else None,
+    )
+
+
+def _run(mode, x, h0, c0, weights, sizes, lengths, reset, reset_h, reset_c, backwards):
+    """One direction: packed rows x [R, I]; step t owns the next sizes[t] rows."""
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    cell = CELLS[mode]
+    h, c = h0, h0 if c0 is None else c0
+    zero_h = torch.zeros_like(h) if reset_h is None else reset_h
+    zero_c = torch.zeros_like(c) if reset_c is None else reset_c
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + size)
+    gates_x = F.linear(x, w_ih, b_ih)
+    steps = len(sizes)
+    ys, cs = [None] * steps, [None] * steps
+    for t in reversed(range(steps)) if backwards else range(steps):
+        n, begin = sizes[t], starts[t]
+        h_before, c_before = h_prev, c_prev = h[:n], c[:n]
+        cut = None if reset is None else _cut_before(t, n, sizes, starts, lengths, reset, backwards)
+        if cut is not None:
+            h_prev = torch.where(cut, zero_h[:n], h_prev)
+            c_prev = torch.where(cut, zero_c[:n], c_prev)
+        h_t, c_t = cell(gates_x[begin : begin + n], F.linear(h_prev, w_hh, b_hh), h_prev, c_prev)
+        if w_hr is not None:
+            h_t = F.linear(h_t, w_hr)
+        ys[t], cs[t] = h_t, c_t
+        if lengths is not None:  # a finished row is frozen, and its outputs are zero
+            alive = (t < lengths[:n]).unsqueeze(1)
+            ys[t], cs[t] = h_t.where(alive, 0), c_t.where(alive, 0)
+            h_t, c_t = torch.where(alive, h_t, h_before), torch.where(alive, c_t, c_before)
+        h, c = torch.cat([h_t, h[n:]]), torch.cat([c_t, c[n:]])
+    y = torch.cat(ys) if ys else x.new_zeros(0, h0.size(1))
+    c_sequence = torch.cat(cs) if cs else x.new_zeros(0, c.size(1))
+    return y, h.clone() if h is h0 else h, c.clone() if c is c0 else c, c_sequence
+
+
+def _cut_before(t, n, sizes, starts, lengths, reset, backwards):
+    """Mask [n, 1] of the rows whose state starts anew before step t is taken; None where no row's does.
+
+    reset[t] cuts a row between t - 1 and t. Going backwards that cut is met on the way from t to t - 1.
+    """
+    step = t + 1 if backwards else t
+    if step == len(sizes):
+        return None
+    cut = reset[starts[step] : starts[step] + min(n, sizes[step])]
+    if lengths is not None:
+        cut = cut & (step < lengths[: cut.size(0)])
+    return F.pad(cut, (0, n - cut.size(0))).unsqueeze(1)
