@@ -1,10 +1,43 @@
-"""The scan of one recurrent layer: the only door to the compiled kernels."""
+"""The scan of one recurrent layer: the only door to the compiled kernels.
+
+Eager calls go through an :class:`torch.autograd.Function`; a compiled or exported graph gets the same two kernels as
+opaque operators. Whatever the kernels do not do (derivatives of higher order, function transforms, forward-mode
+derivatives, other devices and dtypes) is done by :mod:`fusedrnn.reference`.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import reference
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
+
+
+def _load_extension():
+    """Returns the compiled extension and None, or None and the reason why it cannot be used."""
+    try:
+        from . import _C
+    except ImportError as error:
+        return None, f"it cannot be imported ({error})"
+    if _C.torch_version != torch.__version__:
+        return None, f"it was built with torch {_C.torch_version}, but torch {torch.__version__} is installed"
+    return _C, None
+
+
+_C, extension_error = _load_extension()
+if extension_error:
+    warnings.warn(
+        f"fusedrnn runs without its compiled extension, correct but slow: {extension_error}. "
+        "To build it: pip install --no-build-isolation --force-reinstall --no-deps fusedrnn",
+        stacklevel=2,
+    )
 
 
 def scan(
@@ -12,7 +45,7 @@ def scan(
     x: Tensor,
     h0: Tensor,
     c0: Tensor | None,
-    weights: list[Tensor],
+    weights: Sequence[Tensor],
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
@@ -20,7 +53,7 @@ def scan(
     reset_c: Tensor | None = None,
     c_sequence: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Runs one layer, all steps and both directions. Nothing is checked here: the modules have done so.
+    """Runs one layer, all steps and both directions. The modules have checked the arguments.
 
     Args:
         mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``, as in :attr:`torch.nn.RNNBase.mode`.
@@ -40,7 +73,225 @@ def scan(
     Returns:
         y [T, N, D*P] (packed: [R, D*P]), h_n [D, N, P], c_n [D, N, H] or None, and c of every step [T, N, D*H] or None.
     """
-    y, h_n, c_n, c_steps = reference.scan(
-        mode, x, h0, c0, weights, batch_sizes, lengths, reset, reset_h, reset_c
+    args = (x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c)
+    if _use_reference(x):
+        *outputs, c_steps = reference.scan(mode, x, h0, c0, weights, *args[3:])
+        return *outputs, c_steps if c_sequence else None
+    training = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, h0, c0, reset_h, reset_c, *weights)
     )
+    if _use_operators(x):
+        y, h_n, c_n, c_steps, _, _ = scan_forward(mode, training, c_sequence, *args, list(weights))
+        return y, h_n, c_n if c0 is not None else None, c_steps if c_sequence and c0 is not None else None
+    if not training:
+        return _C.scan_forward(mode, False, c_sequence, *args, weights)[:4]
+    y, h_n, c_n, c_steps, _, _ = _Scan.apply(mode, True, c_sequence, *args, *weights)
     return y, h_n, c_n, c_steps if c_sequence else None
+
+
+def _use_reference(x: Tensor) -> bool:
+    """Is this a case that only plain PyTorch can do?"""
+    if _C is None or x.dtype not in DTYPES or x.device.type not in ("cpu", "meta"):
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def _use_operators(x: Tensor) -> bool:
+    """Is somebody watching who must see operators of the dispatcher (compiler, tracer, fake or meta tensors)?"""
+    return (
+        torch.compiler.is_compiling()
+        or x.is_meta
+        or type(x) not in (Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+# The two kernels as operators: the same arguments as autograd's function below, but no optional results.
+
+
+@torch.library.custom_op("fusedrnn::scan_forward", mutates_args=())
+def scan_forward(
+    mode: str,
+    training: bool,
+    c_sequence: bool,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    weights: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns y, h_n, c_n, c of every step, and what the backward pass needs; absent ones are empty."""
+    args = (x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c)
+    outputs = _C.scan_forward(mode, training, c_sequence, *args, weights)
+    return tuple(x.new_empty(0) if t is None else t for t in outputs)
+
+
+@scan_forward.register_fake
+def _(mode, training, c_sequence, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights):
+    directions, _, projected = h0.shape
+    gates, rows = GATES[mode], x.shape[:-1].numel()
+    hidden = weights[0].size(0) // gates
+    lstm, sequence = c0 is not None, x.shape[:-1]
+    saved = 4 if gates > 1 else 1
+    return (
+        x.new_empty(*sequence, directions * projected),
+        torch.empty_like(h0, memory_format=torch.contiguous_format),
+        torch.empty_like(c0, memory_format=torch.contiguous_format) if lstm else x.new_empty(0),
+        x.new_empty(*sequence, directions * hidden) if lstm and (training or c_sequence) else x.new_empty(0),
+        x.new_empty(directions, rows, saved, hidden) if training else x.new_empty(0),
+        x.new_empty(directions, rows, hidden) if training and projected_weight(weights, directions) else x.new_empty(0),
+    )
+
+
+def projected_weight(weights: Sequence[Tensor], directions: int) -> bool:
+    """Does the layer have w_hr?"""
+    return len(weights) // directions % 2 == 1
+
+
+@torch.library.custom_op("fusedrnn::scan_backward", mutates_args=())
+def scan_backward(
+    mode: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reset_h: Tensor | None,
+    reset_c: Tensor | None,
+    weights: list[Tensor],
+    outputs: list[Tensor],
+    grads: list[Tensor | None],
+    wanted: list[bool],
+) -> list[Tensor]:
+    """Returns the gradients of x, h0, c0, reset_h, reset_c and the weights; those not wanted are empty."""
+    args = (x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c)
+    outputs = [t if t.numel() else None for t in outputs]
+    found = _gradients(mode, args, weights, outputs, grads, wanted)
+    return [x.new_empty(0) if t is None else t for t in found]
+
+
+@scan_backward.register_fake
+def _(mode, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights, outputs, grads, wanted):
+    inputs = (x, h0, c0, reset_h, reset_c, *weights)
+    return [
+        torch.empty_like(t, memory_format=torch.contiguous_format) if want and t is not None else x.new_empty(0)
+        for t, want in zip(inputs, wanted, strict=True)
+    ]
+
+
+def _gradients(mode, args, weights, outputs, grads, wanted) -> list[Tensor | None]:
+    """Gradients of x, h0, c0, reset_h, reset_c and the weights, each None where not wanted.
+
+    The kernel emits the gate gradients of every step; every sum over steps is one GEMM here.
+    """
+    x, h0 = args[:2]
+    y, _, _, c_steps, saved, hidden = outputs
+    dgates, h_prev, dh_steps, dh0, dc0, dreset_h, dreset_c = _C.scan_backward(
+        mode, *args, weights, y, c_steps, saved, *grads[:4]
+    )
+    directions = h0.size(0)
+    count, gates, rows = len(weights) // directions, GATES[mode], dgates.size(1)
+    width = weights[0].size(0)  # G*H
+    lead, last = width - width // gates, dgates[0, 0].numel() if rows else width
+    x = x.reshape(rows, -1)
+    dx, dweights = None, []
+    for d in range(directions):
+        planes = dgates[d].flatten(1)  # [R, Q*H]
+        dgates_x = planes[:, :width]
+        # dr is the same as dx but for its last gate, which is the last plane
+        parts = [dgates_x] if last == width else [planes[:, :lead], planes[:, last - width // gates :]]
+        want = iter(wanted[5 + d * count : 5 + (d + 1) * count])
+        w_ih = weights[d * count]
+        if wanted[0]:
+            dx = dgates_x @ w_ih if dx is None else dx.addmm_(dgates_x, w_ih)
+        dweights.append(dgates_x.t() @ x if next(want) else None)
+        dweights.append(torch.cat([part.t() @ h_prev[d] for part in parts]) if next(want) else None)
+        if count >= 4:
+            dweights.append(dgates_x.sum(0) if next(want) else None)
+            dweights.append(torch.cat([part.sum(0) for part in parts]) if next(want) else None)
+        if projected_weight(weights, directions):
+            dweights.append(dh_steps[d].t() @ hidden[d] if next(want) else None)
+    dstates = (dh0, dc0, dreset_h, dreset_c)
+    dx = dx.view(args[0].shape) if dx is not None else None
+    return [dx, *(t if want else None for t, want in zip(dstates, wanted[1:5], strict=True)), *dweights]
+
+
+def _save(ctx, inputs, output):
+    """Keeps inputs and outputs for the backward pass: of the function below, and of the operator."""
+    mode, _, c_sequence, *args = inputs
+    args, weights = (args[:8], args[8]) if isinstance(args[8], (list, tuple)) else (args[:8], args[8:])
+    y, h_n, c_n, c_steps, saved, hidden = output
+    ctx.mode = mode
+    ctx.count = len(weights)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*args, *weights, y, c_steps, saved, hidden)
+    return [t for t in (saved, hidden, None if c_sequence else c_steps) if t is not None]
+
+
+def _saved(ctx):
+    args, weights = ctx.saved_tensors[:8], ctx.saved_tensors[8 : 8 + ctx.count]
+    y, c_steps, saved, hidden = ctx.saved_tensors[8 + ctx.count :]
+    return args, list(weights), [y, None, None, c_steps, saved, hidden]
+
+
+def _spread(found):
+    """Gradients of the inputs in their order: mode, training, c_sequence, x, h0, c0, three masks, reset_h, reset_c."""
+    return None, None, None, *found[:3], None, None, None, *found[3:5]
+
+
+class _Scan(torch.autograd.Function):
+    """The differentiable eager path. Arguments as of the operator, with the weights spread out."""
+
+    @staticmethod
+    def forward(ctx, mode, training, c_sequence, *args):
+        output = tuple(_C.scan_forward(mode, True, c_sequence, *args[:8], args[8:]))
+        ctx.mark_non_differentiable(*_save(ctx, (mode, training, c_sequence, *args), output))
+        return output
+
+    @staticmethod
+    def backward(ctx, *grads):
+        args, weights, outputs = _saved(ctx)
+        needed = ctx.needs_input_grad
+        wanted = [*needed[3:6], *needed[9:11], *needed[11:]]
+        if torch.is_grad_enabled():  # the gradients shall be differentiable themselves
+            found = _reference_gradients(ctx.mode, args, weights, grads, wanted)
+        else:
+            found = _gradients(ctx.mode, args, weights, outputs, grads, wanted)
+        return *_spread(found), *found[5:]
+
+
+def _reference_gradients(mode, args, weights, grads, wanted) -> list[Tensor | None]:
+    """As _gradients, but by autograd through the reference, hence differentiable to any order."""
+    x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c = args
+    # fresh views: an input that is given twice still gets one gradient for each of its places
+    inputs = [None if t is None else t.view_as(t) for t in (x, h0, c0, reset_h, reset_c, *weights)]
+    x, h0, c0, reset_h, reset_c = inputs[:5]
+    outputs = reference.scan(mode, x, h0, c0, inputs[5:], batch_sizes, lengths, reset, reset_h, reset_c)
+    pairs = [(t, g) for t, g in zip(outputs, grads, strict=False) if t is not None and g is not None and t.requires_grad]
+    chosen = [t for t, want in zip(inputs, wanted, strict=True) if want]
+    if not pairs or not chosen:
+        return [None] * len(inputs)
+    outputs, grads = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, chosen, grads, create_graph=True, allow_unused=True))
+    return [next(found) if want else None for want in wanted]
+
+
+def _operator_backward(ctx, *grads):
+    args, weights, outputs = _saved(ctx)
+    outputs = [args[0].new_empty(0) if t is None else t for t in outputs]
+    needed = ctx.needs_input_grad
+    wanted = [*needed[3:6], *needed[9:11], *needed[11]]
+    found = scan_backward(ctx.mode, *args, weights, outputs, list(grads[:4]), wanted)
+    found = [t if want else None for t, want in zip(found, wanted, strict=True)]
+    return *_spread(found), found[5:]
+
+
+scan_forward.register_autograd(_operator_backward, setup_context=_save)

@@ -1,0 +1,54 @@
+// The activations and their derivatives, written once for every value type V: float and double (host and CUDA) and the
+// CPU's vectors. A derivative takes the activation's own output, which is what the forward pass keeps.
+//
+// Error bounds: those of exp and tanh of V (cpu/vec.h: 2 ulp; <cmath> and CUDA: their documentation). sigmoid adds 1 ulp.
+#pragma once
+
+#include <cmath>
+
+#ifdef __CUDACC__
+#define FUSEDRNN_FN __host__ __device__ inline
+#else
+#define FUSEDRNN_FN inline __attribute__((always_inline))
+#endif
+
+namespace fusedrnn {
+
+FUSEDRNN_FN float where(bool mask, float a, float b) { return mask ? a : b; }
+FUSEDRNN_FN double where(bool mask, double a, double b) { return mask ? a : b; }
+
+template <class V>
+FUSEDRNN_FN V sigmoid(V x) {
+  using std::exp;
+  return V(1) / (V(1) + exp(-x));
+}
+
+template <class V>
+FUSEDRNN_FN V sigmoid_grad(V y, V dy) {
+  return dy * y * (V(1) - y);
+}
+
+struct Tanh {
+  template <class V>
+  FUSEDRNN_FN static V apply(V x) {
+    using std::tanh;
+    return tanh(x);
+  }
+  template <class V>
+  FUSEDRNN_FN static V grad(V y, V dy) {
+    return dy * (V(1) - y * y);
+  }
+};
+
+struct Relu {  // NaN passes through, as in torch.relu: hence "<= 0 or else"
+  template <class V>
+  FUSEDRNN_FN static V apply(V x) {
+    return where(x <= V(0), V(0), x);
+  }
+  template <class V>
+  FUSEDRNN_FN static V grad(V y, V dy) {
+    return where(y <= V(0), V(0), dy);
+  }
+};
+
+}  // namespace fusedrnn

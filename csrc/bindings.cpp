@@ -1,0 +1,253 @@
+// The border between torch and the kernels: check, allocate, fill ScanParams, call. No arithmetic.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+#include "scan.h"
+
+namespace {
+
+using at::Tensor;
+using std::optional;
+using namespace fusedrnn;
+
+template <class... Args>
+void check(bool good, const char* what, const Args&... seen) {
+  TORCH_CHECK_VALUE(good, "fusedrnn: ", what, seen...);
+}
+
+CellKind cell_kind(const std::string& mode) {
+  if (mode == "LSTM") return CellKind::kLstm;
+  if (mode == "GRU") return CellKind::kGru;
+  if (mode == "RNN_TANH") return CellKind::kRnnTanh;
+  check(mode == "RNN_RELU", "mode must be LSTM, GRU, RNN_TANH or RNN_RELU, got ", mode);
+  return CellKind::kRnnRelu;
+}
+
+template <class F>
+void visit_dtype(at::ScalarType dtype, F&& f) {
+  switch (dtype) {
+    case at::kFloat:
+      return f(float{});
+    case at::kDouble:
+      return f(double{});
+    case at::kBFloat16:
+      return f(bfloat16{});
+    case at::kHalf:
+      return f(float16{});
+    default:
+      check(false, "dtype must be float32, float64, bfloat16 or float16, got ", dtype);
+  }
+}
+
+// A layer's tensors, dense, of one dtype, with consistent sizes. Owns what ScanParams only points to.
+class Layer {
+ public:
+  Layer(const std::string& mode, const Tensor& x, const Tensor& h0, const optional<Tensor>& c0,
+        const optional<Tensor>& batch_sizes, const optional<Tensor>& lengths, const optional<Tensor>& reset,
+        const optional<Tensor>& reset_h, const optional<Tensor>& reset_c, const std::vector<Tensor>& weights)
+      : kind(cell_kind(mode)), sizes(cell_sizes(kind)), options(x.options()) {
+    check(x.device().is_cpu(), "the compiled kernels run on the CPU, got a tensor on ", x.device());
+    check(x.dim() == (batch_sizes ? 2 : 3), "x must be [T, N, I], or [R, I] with batch_sizes; got ", x.sizes());
+    check(h0.dim() == 3 && h0.size(0) >= 1 && h0.size(0) <= 2, "h0 must be [D, N, P] with D 1 or 2, got ", h0.sizes());
+    shape.directions = static_cast<int>(h0.size(0));
+    size_t count = weights.size() / shape.directions;
+    check(count >= 2 && count <= 5 && count * shape.directions == weights.size(),
+          "weights must be 2 to 5 tensors a direction, got ", weights.size(), " for D = ", shape.directions);
+    shape.rows = h0.size(1);
+    shape.projected = h0.size(2);
+    shape.input = x.size(-1);
+    shape.hidden = weights[0].size(0) / sizes.gates;
+    steps(x, batch_sizes);
+    this->x = x.contiguous();
+    this->h0 = take(h0, {shape.directions, shape.rows, shape.projected}, "h0");
+    if (has_cell_state()) {
+      check(c0.has_value(), "an LSTM needs c0");
+      this->c0 = take(*c0, {shape.directions, shape.rows, shape.hidden}, "c0");
+    }
+    if (reset_h) this->reset_h = take(*reset_h, this->h0.sizes(), "reset_h");
+    if (reset_c) this->reset_c = take(*reset_c, this->c0.sizes(), "reset_c");
+    if (lengths) this->lengths = take(*lengths, {shape.rows}, "lengths", at::kLong);
+    if (reset) this->reset = take(reset->flatten(), {shape.packed_rows}, "reset", at::kBool);
+    take_weights(weights, count);
+  }
+
+  bool has_cell_state() const { return kind == CellKind::kLstm; }
+  bool projects() const { return weights.size() % 5 == 0 && weights[4].defined(); }
+
+  template <class T>
+  ScanParams<T> params() const {
+    ScanParams<T> p{};
+    p.shape = shape;
+    p.batch = {offsets.data(), pointer<int64_t>(lengths), pointer<bool>(reset)};
+    for (int d = 0; d < shape.directions; ++d) {
+      const Tensor* w = &weights[5 * d];
+      p.weights[d] = {pointer<T>(w[0]), pointer<T>(w[1]), pointer<T>(w[2]), pointer<T>(w[3]), pointer<T>(w[4])};
+    }
+    p.x = pointer<T>(x);
+    p.h0 = pointer<T>(h0);
+    p.c0 = pointer<T>(c0);
+    p.reset_h = pointer<T>(reset_h);
+    p.reset_c = pointer<T>(reset_c);
+    return p;
+  }
+
+  template <class T>
+  static T* pointer(const Tensor& t) {
+    return t.defined() ? static_cast<T*>(t.data_ptr()) : nullptr;
+  }
+
+  Tensor empty(at::IntArrayRef size) const { return at::empty(size, options); }
+
+  // The size of a sequence in the layout of x: [T, N, D*width], or [R, D*width] if packed.
+  std::vector<int64_t> sequence(int64_t width) const {
+    std::vector<int64_t> size = x.sizes().vec();
+    size.back() = shape.directions * width;
+    return size;
+  }
+
+  // A tensor as the drivers want it: dense, with this size and this layer's device and dtype.
+  Tensor take(const Tensor& t, at::IntArrayRef size, const char* name, optional<at::ScalarType> dtype = {}) const {
+    at::ScalarType wanted = dtype.value_or(options.dtype().toScalarType());
+    check(t.scalar_type() == wanted, name, " must be ", wanted, ", got ", t.scalar_type());
+    check(t.device() == options.device(), name, " must be on ", options.device(), ", got ", t.device());
+    check(t.sizes() == size, name, " must be ", size, ", got ", t.sizes());
+    return t.contiguous();
+  }
+
+  const CellKind kind;
+  const CellSizes sizes;
+  Shape shape{};
+  at::TensorOptions options;
+  std::vector<int64_t> offsets;
+  Tensor x, h0, c0, lengths, reset, reset_h, reset_c;
+  std::vector<Tensor> weights;  // five a direction: w_ih, w_hh, b_ih, b_hh, w_hr; absent ones undefined
+
+ private:
+  void steps(const Tensor& x, const optional<Tensor>& batch_sizes) {
+    offsets.push_back(0);
+    if (!batch_sizes) {
+      check(x.size(1) == shape.rows, "x has ", x.size(1), " rows, but h0 has ", shape.rows);
+      for (int64_t t = 0; t < x.size(0); ++t) offsets.push_back(offsets.back() + shape.rows);
+    } else {
+      Tensor step_rows = batch_sizes->to(at::kLong).contiguous();
+      check(step_rows.device().is_cpu() && step_rows.dim() == 1, "batch_sizes must be 1-D on the CPU");
+      int64_t previous = shape.rows;
+      for (int64_t t = 0; t < step_rows.size(0); ++t) {
+        int64_t n = step_rows.data_ptr<int64_t>()[t];
+        check(n >= 0 && n <= previous, "batch_sizes must start at most at N and never increase; got ", n, " after ",
+              previous);
+        offsets.push_back(offsets.back() + (previous = n));
+      }
+      check(offsets.back() == x.size(0), "batch_sizes add up to ", offsets.back(), " rows, but x has ", x.size(0));
+    }
+    shape.steps = static_cast<int64_t>(offsets.size()) - 1;
+    shape.packed_rows = offsets.back();
+  }
+
+  void take_weights(const std::vector<Tensor>& given, size_t count) {
+    int64_t gates = sizes.gates * shape.hidden;
+    bool biased = count >= 4, projected = count % 2 == 1;
+    check(projected ? has_cell_state() : shape.projected == shape.hidden,
+          "only an LSTM with w_hr has a hidden state of another size; got ", shape.projected, " for hidden size ",
+          shape.hidden);
+    weights.resize(5 * shape.directions);
+    for (int d = 0; d < shape.directions; ++d) {
+      const Tensor* w = &given[count * d];
+      Tensor* own = &weights[5 * d];
+      own[0] = take(w[0], {gates, shape.input}, "w_ih");
+      own[1] = take(w[1], {gates, shape.projected}, "w_hh");
+      if (biased) own[2] = take(w[2], {gates}, "b_ih"), own[3] = take(w[3], {gates}, "b_hh");
+      if (projected) own[4] = take(w[count - 1], {shape.projected, shape.hidden}, "w_hr");
+    }
+  }
+};
+
+// Returns y, h_n, c_n, c_steps, saved, hidden: the last two only when training, c only of an LSTM.
+std::vector<Tensor> scan_forward(const std::string& mode, bool training, bool c_sequence, const Tensor& x, const Tensor& h0,
+                                 const optional<Tensor>& c0, const optional<Tensor>& batch_sizes,
+                                 const optional<Tensor>& lengths, const optional<Tensor>& reset,
+                                 const optional<Tensor>& reset_h, const optional<Tensor>& reset_c,
+                                 const std::vector<Tensor>& weights) {
+  Layer layer(mode, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights);
+  const Shape& s = layer.shape;
+  Tensor y = layer.empty(layer.sequence(s.projected)), h_n = layer.empty(layer.h0.sizes());
+  Tensor c_n, c_steps, saved, hidden;
+  if (layer.has_cell_state()) {
+    c_n = layer.empty(layer.c0.sizes());
+    if (training || c_sequence) c_steps = layer.empty(layer.sequence(s.hidden));
+  }
+  if (training) saved = layer.empty({s.directions, s.packed_rows, layer.sizes.saved, s.hidden});
+  if (training && layer.projects()) hidden = layer.empty({s.directions, s.packed_rows, s.hidden});
+  visit_dtype(x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    auto p = layer.params<T>();
+    p.y = Layer::pointer<T>(y), p.h_n = Layer::pointer<T>(h_n), p.c_n = Layer::pointer<T>(c_n);
+    p.c_steps = Layer::pointer<T>(c_steps), p.saved = Layer::pointer<T>(saved), p.hidden = Layer::pointer<T>(hidden);
+    pybind11::gil_scoped_release no_gil;
+    scan_forward_cpu(layer.kind, p);
+  });
+  return {y, h_n, c_n, c_steps, saved, hidden};
+}
+
+// Returns dgates [D, R, Q, H], h_prev [D, R, P], dh_steps [D, R, P] (with a projection), dh0, dc0, dreset_h, dreset_c.
+std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, const Tensor& h0, const optional<Tensor>& c0,
+                                  const optional<Tensor>& batch_sizes, const optional<Tensor>& lengths,
+                                  const optional<Tensor>& reset, const optional<Tensor>& reset_h,
+                                  const optional<Tensor>& reset_c, const std::vector<Tensor>& weights, const Tensor& y,
+                                  const optional<Tensor>& c_steps, const Tensor& saved, const optional<Tensor>& dy,
+                                  const optional<Tensor>& dh_n, const optional<Tensor>& dc_n,
+                                  const optional<Tensor>& dc_steps) {
+  Layer layer(mode, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights);
+  const Shape& s = layer.shape;
+  int64_t D = s.directions, R = s.packed_rows;
+  auto given = [&](const optional<Tensor>& t, at::IntArrayRef size, const char* name) {
+    return t ? layer.take(*t, size, name) : Tensor();
+  };
+  std::vector<int64_t> y_size = layer.sequence(s.projected), c_size = layer.sequence(s.hidden);
+  Tensor y_in = layer.take(y, y_size, "y"), c_in = given(c_steps, c_size, "c_steps");
+  Tensor saved_in = layer.take(saved, {D, R, layer.sizes.saved, s.hidden}, "saved");
+  Tensor dy_in = given(dy, y_size, "dy"), dh_n_in = given(dh_n, {D, s.rows, s.projected}, "dh_n");
+  Tensor dc_n_in = given(dc_n, {D, s.rows, s.hidden}, "dc_n"), dc_in = given(dc_steps, c_size, "dc_steps");
+  check(!layer.has_cell_state() || c_in.defined(), "an LSTM needs c_steps");
+  Tensor dgates = layer.empty({D, R, layer.sizes.grads, s.hidden}), h_prev = layer.empty({D, R, s.projected});
+  Tensor dh0 = layer.empty(layer.h0.sizes()), dh_steps, dc0, dreset_h, dreset_c;
+  if (layer.projects()) dh_steps = layer.empty({D, R, s.projected});
+  if (layer.has_cell_state()) dc0 = layer.empty(layer.c0.sizes());
+  if (layer.reset_h.defined()) dreset_h = layer.empty(layer.h0.sizes());
+  if (layer.reset_c.defined()) dreset_c = layer.empty(layer.c0.sizes());
+  visit_dtype(x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    auto p = layer.params<T>();
+    p.y = Layer::pointer<T>(y_in), p.c_steps = Layer::pointer<T>(c_in), p.saved = Layer::pointer<T>(saved_in);
+    ScanGrads<T> g{};
+    g.dy = Layer::pointer<T>(dy_in), g.dh_n = Layer::pointer<T>(dh_n_in);
+    g.dc_n = Layer::pointer<T>(dc_n_in), g.dc_steps = Layer::pointer<T>(dc_in);
+    g.dgates = Layer::pointer<T>(dgates), g.h_prev = Layer::pointer<T>(h_prev);
+    g.dh_steps = Layer::pointer<T>(dh_steps);
+    g.dh0 = Layer::pointer<T>(dh0), g.dc0 = Layer::pointer<T>(dc0);
+    g.dreset_h = Layer::pointer<T>(dreset_h), g.dreset_c = Layer::pointer<T>(dreset_c);
+    pybind11::gil_scoped_release no_gil;
+    scan_backward_cpu(layer.kind, p, g);
+  });
+  return {dgates, h_prev, dh_steps, dh0, dc0, dreset_h, dreset_c};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.attr("torch_version") = FUSEDRNN_TORCH_VERSION;
+#ifdef FUSEDRNN_WITH_CUDA
+  m.attr("cuda_version") = CUDART_VERSION;
+#else
+  m.attr("cuda_version") = pybind11::none();
+#endif
+  m.def("cpu_capability", &cpu_capability, "The instruction set in use: DEFAULT, AVX2 or AVX512.");
+  m.def("scan_forward", &scan_forward);
+  m.def("scan_backward", &scan_backward);
+}

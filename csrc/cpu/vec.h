@@ -1,0 +1,231 @@
+// Vec: as many floats or doubles as one register holds, with the two transcendental functions the cells need.
+//
+// Compiled once per instruction set: FUSEDRNN_VECTOR_BYTES and FUSEDRNN_ISA come from the including .cpp. The
+// arithmetic is the compiler's own vector extension, so every architecture has it; only float16 asks for intrinsics.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
+#include "../activations.h"
+#include "../scan.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+// Scalar conversions between storage and arithmetic.
+
+FUSEDRNN_FN float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+FUSEDRNN_FN uint32_t to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+FUSEDRNN_FN float widen(float x) { return x; }
+FUSEDRNN_FN double widen(double x) { return x; }
+FUSEDRNN_FN float widen(bfloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
+FUSEDRNN_FN float widen(float16 x) {
+  uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
+  if (magnitude >= 0x7c00u << 13) return from_bits(magnitude | 0x7f800000u | sign);  // infinity, NaN
+  return from_bits(to_bits(from_bits(magnitude) * 0x1p112f) | sign);                 // exact, subnormals too
+}
+
+// Round to nearest, ties to even.
+template <class T>
+FUSEDRNN_FN T narrow(double x) {
+  return static_cast<T>(x);
+}
+template <>
+FUSEDRNN_FN float16 narrow<float16>(double wide) {
+  float x = static_cast<float>(wide);
+  uint32_t bits = to_bits(x), sign = (bits >> 16) & 0x8000u;
+  bits &= 0x7fffffffu;
+  uint32_t half;
+  if (bits > 0x7f800000u) {
+    half = 0x7e00u;
+  } else if (bits >= 0x477ff000u) {  // 65520: rounds to infinity
+    half = 0x7c00u;
+  } else if (bits < 0x38800000u) {  // subnormal: 0.5 has the same ulp, so the addition rounds
+    half = to_bits(from_bits(bits) + 0.5f) - to_bits(0.5f);
+  } else {
+    half = (bits - (112u << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
+  }
+  return {static_cast<uint16_t>(half | sign)};
+}
+
+#define FUSEDRNN_REGISTER(type, name, bytes) typedef type name __attribute__((vector_size(bytes)))
+template <class S>
+struct Register;
+template <>
+struct Register<float> {
+  FUSEDRNN_REGISTER(float, Raw, FUSEDRNN_VECTOR_BYTES);
+  FUSEDRNN_REGISTER(int32_t, Bits, FUSEDRNN_VECTOR_BYTES);
+  FUSEDRNN_REGISTER(uint32_t, Unsigned, FUSEDRNN_VECTOR_BYTES);
+  FUSEDRNN_REGISTER(uint16_t, Half, FUSEDRNN_VECTOR_BYTES / 2);
+};
+template <>
+struct Register<double> {
+  FUSEDRNN_REGISTER(double, Raw, FUSEDRNN_VECTOR_BYTES);
+  FUSEDRNN_REGISTER(int64_t, Bits, FUSEDRNN_VECTOR_BYTES);
+};
+#undef FUSEDRNN_REGISTER
+
+template <class S>
+struct Vec {
+  static constexpr int kLanes = FUSEDRNN_VECTOR_BYTES / sizeof(S);
+  using Raw = typename Register<S>::Raw;
+  using Bits = typename Register<S>::Bits;
+
+  Raw v;
+
+  Vec() = default;
+  FUSEDRNN_FN Vec(Raw raw) : v(raw) {}
+  FUSEDRNN_FN explicit Vec(S scalar) : v(scalar - Raw{}) {}
+  FUSEDRNN_FN explicit Vec(int scalar) : Vec(static_cast<S>(scalar)) {}
+
+  template <class T>
+  FUSEDRNN_FN static Vec load(const T* p);
+  template <class T>
+  FUSEDRNN_FN void store(T* p) const;
+  // the first n lanes only; the others are zero
+  template <class T>
+  FUSEDRNN_FN static Vec load(const T* p, int64_t n) {
+    if (n >= kLanes) return load(p);
+    T buffer[kLanes] = {};
+    std::memcpy(buffer, p, n * sizeof(T));
+    return load(buffer);
+  }
+  template <class T>
+  FUSEDRNN_FN void store(T* p, int64_t n) const {
+    if (n >= kLanes) return store(p);
+    T buffer[kLanes];
+    store(buffer);
+    std::memcpy(p, buffer, n * sizeof(T));
+  }
+
+  FUSEDRNN_FN friend Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  FUSEDRNN_FN friend Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  FUSEDRNN_FN friend Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  FUSEDRNN_FN friend Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+  FUSEDRNN_FN friend Vec operator-(Vec a) { return -a.v; }
+  FUSEDRNN_FN friend Bits operator<=(Vec a, Vec b) { return a.v <= b.v; }
+  FUSEDRNN_FN friend Vec where(Bits mask, Vec a, Vec b) { return mask ? a.v : b.v; }
+};
+
+template <class S>
+template <class T>
+FUSEDRNN_FN Vec<S> Vec<S>::load(const T* p) {
+  Vec out;
+  if constexpr (std::is_same_v<T, S>) {
+    std::memcpy(&out.v, p, sizeof out.v);
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    using Unsigned = typename Register<S>::Unsigned;
+    typename Register<S>::Half bits;
+    std::memcpy(&bits, p, sizeof bits);
+    out.v = (Raw)(__builtin_convertvector(bits, Unsigned) << 16);
+#ifdef __F16C__
+  } else if constexpr (kLanes == 8) {
+    out.v = (Raw)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#endif
+#ifdef __AVX512F__
+  } else if constexpr (kLanes == 16) {
+    out.v = (Raw)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#endif
+  } else {
+    for (int i = 0; i < kLanes; ++i) out.v[i] = widen(p[i]);
+  }
+  return out;
+}
+
+template <class S>
+template <class T>
+FUSEDRNN_FN void Vec<S>::store(T* p) const {
+  if constexpr (std::is_same_v<T, S>) {
+    std::memcpy(p, &v, sizeof v);
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    using Unsigned = typename Register<S>::Unsigned;
+    using Half = typename Register<S>::Half;
+    Unsigned bits = (Unsigned)v;
+    Unsigned rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    Half half = __builtin_convertvector(v != v ? Unsigned{} + 0x7fc0u : rounded, Half);
+    std::memcpy(p, &half, sizeof half);
+#ifdef __F16C__
+  } else if constexpr (kLanes == 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#endif
+#ifdef __AVX512F__
+  } else if constexpr (kLanes == 16) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#endif
+  } else {
+    for (int i = 0; i < kLanes; ++i) p[i] = narrow<T>(v[i]);
+  }
+}
+
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2, and exp(r) - 1 by its Taylor series, whose remainder is
+// below a tenth of an ulp. NaN passes through; outside [-kMax, kMax] the result is that of the end point, which for a
+// sigmoid or tanh is 0 or 1 to the last bit.
+template <class S>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float kMax = 87.0f, kTanhMax = 20.0f, kRound = 0x1.8p23f, kLog2e = 0x1.715476p0f;
+  static constexpr float kLn2Hi = 0x1.62e4p-1f, kLn2Lo = 0x1.7f7d1cp-20f;
+  static constexpr int kTerms = 7, kMantissa = 23;
+  static constexpr float kInverseFactorials[] = {1.f, 1.f / 2, 1.f / 6, 1.f / 24, 1.f / 120, 1.f / 720, 1.f / 5040};
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double kMax = 708.0, kTanhMax = 44.0, kRound = 0x1.8p52, kLog2e = 0x1.71547652b82fep0;
+  static constexpr double kLn2Hi = 0x1.62e42fee00000p-1, kLn2Lo = 0x1.a39ef35793c76p-33;
+  static constexpr int kTerms = 13, kMantissa = 52;
+  static constexpr double kInverseFactorials[] = {
+      1.,          1. / 2,      1. / 6,        1. / 24,        1. / 120,        1. / 720,       1. / 5040,
+      1. / 40320,  1. / 362880, 1. / 3628800,  1. / 39916800,  1. / 479001600,  1. / 6227020800};
+};
+
+template <class S>
+struct SplitExp {
+  Vec<S> scale, expm1;  // 2^n and exp(r) - 1
+};
+
+template <class S>
+FUSEDRNN_FN SplitExp<S> split_exp(Vec<S> x, S max) {
+  using C = ExpConstants<S>;
+  using V = Vec<S>;
+  x = where(V(max) <= x, V(max), where(x <= V(-max), V(-max), x));
+  V shifted = x * V(C::kLog2e) + V(C::kRound);
+  V n = shifted - V(C::kRound);
+  V r = x - n * V(C::kLn2Hi) - n * V(C::kLn2Lo);
+  V series(C::kInverseFactorials[C::kTerms - 1]);
+#pragma GCC unroll 16
+  for (int k = C::kTerms - 2; k >= 0; --k) series = series * r + V(C::kInverseFactorials[k]);
+  typename V::Bits exponent = (typename V::Bits)shifted.v << C::kMantissa;
+  typename V::Bits one = (typename V::Bits)V(1).v;
+  return {V((typename V::Raw)(exponent + one)), r * series};
+}
+
+// Max error 2 ulp in [-kMax, kMax].
+template <class S>
+FUSEDRNN_FN Vec<S> exp(Vec<S> x) {
+  auto e = split_exp(x, ExpConstants<S>::kMax);
+  return e.scale + e.scale * e.expm1;
+}
+
+// tanh(x) = m / (m + 2), m = exp(2x) - 1: no cancellation near zero. Max error 3 ulp.
+template <class S>
+FUSEDRNN_FN Vec<S> tanh(Vec<S> x) {
+  auto e = split_exp(x + x, ExpConstants<S>::kTanhMax);
+  Vec<S> m = e.scale * e.expm1 + (e.scale - Vec<S>(1));
+  return m / (m + Vec<S>(2));
+}
+
+}  // namespace fusedrnn::FUSEDRNN_ISA

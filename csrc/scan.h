@@ -1,0 +1,91 @@
+// The narrow waist: everything a driver gets to know about one recurrent layer. No torch here and none below.
+//
+// T steps, N batch rows, R packed rows, I input, H hidden, P projected (H without projection), G gates, A saved values,
+// Q gate gradients (cells.h), D directions. Direction 1 runs t = T-1 .. 0. All arrays are dense and row-major.
+#pragma once
+
+#include <cstdint>
+
+namespace fusedrnn {
+
+// Storage types of 16 bits; arithmetic and the carried cell state are float (double for double).
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+enum class CellKind { kLstm, kGru, kRnnTanh, kRnnRelu };
+
+struct CellSizes {  // a cell's constants (cells.h) for callers that know it only at run time
+  int gates, saved, grads;
+};
+
+struct Shape {
+  int64_t steps, rows, packed_rows, input, hidden, projected;  // T, N, R, I, H, P
+  int directions;                                              // D
+};
+
+// Which rows take which step: a padded batch is a packed batch whose steps are all of one size.
+struct Batch {
+  const int64_t* offsets;  // [T+1]  step t owns packed rows offsets[t] .. offsets[t+1]-1, batch rows 0, 1, ...
+  const int64_t* lengths;  // [N] or null: row n is frozen from step lengths[n] on, and its outputs there are zero
+  const bool* reset;       // [R] or null: true cuts a row before that step: its state is selected, never multiplied
+};
+
+template <class T>
+struct Weights {   // of one direction
+  const T* w_ih;   // [G, H, I]
+  const T* w_hh;   // [G, H, P]
+  const T* b_ih;   // [G, H] or null
+  const T* b_hh;   // [G, H] or null
+  const T* w_hr;   // [P, H] or null
+};
+
+template <class T>
+struct ScanParams {
+  Shape shape;
+  Batch batch;
+  Weights<T> weights[2];  // per direction
+  const T* x;             // [R, I]
+  const T* h0;            // [D, N, P]
+  const T* c0;            // [D, N, H]           LSTM only, as every c below
+  const T* reset_h;       // [D, N, P] or null   state behind a cut; null stands for zeros
+  const T* reset_c;       // [D, N, H] or null
+  // written by scan_forward, read by scan_backward
+  T* y;        // [R, D, P]
+  T* c_steps;  // [R, D, H] or null   cell state after every step; backward needs it
+  T* saved;    // [D, R, A, H] or null   backward needs it
+  T* hidden;   // [D, R, H] or null   hidden state before projection; the gradient of w_hr needs it
+  T* h_n;      // [D, N, P]
+  T* c_n;      // [D, N, H]
+};
+
+template <class T>
+struct ScanGrads {
+  // given
+  const T* dy;        // [R, D, P] or null, as the three below
+  const T* dh_n;      // [D, N, P]
+  const T* dc_n;      // [D, N, H]
+  const T* dc_steps;  // [R, D, H]
+  // made: all the caller needs for the weights' gradients, one GEMM each. Rows that take no step are zero.
+  T* dgates;    // [D, R, Q, H]
+  T* h_prev;    // [D, R, P]   hidden state before each step
+  T* dh_steps;  // [D, R, P]   total gradient of each step's output, with a projection, else null
+  T* dh0;       // [D, N, P]
+  T* dc0;       // [D, N, H]
+  T* dreset_h;  // [D, N, P] or null
+  T* dreset_c;  // [D, N, H] or null
+};
+
+// Saved tensors are read-only in scan_backward: running it twice gives the same bits. Results do not depend on the
+// number of threads.
+template <class T>
+void scan_forward_cpu(CellKind cell, const ScanParams<T>& params);
+template <class T>
+void scan_backward_cpu(CellKind cell, const ScanParams<T>& params, const ScanGrads<T>& grads);
+
+const char* cpu_capability();  // the instruction set in use: "AVX512", "AVX2" or "DEFAULT"
+
+}  // namespace fusedrnn
