@@ -287,9 +287,10 @@ def _reference_gradients(mode, args, weights, grads, wanted) -> list[Tensor | No
 def _operator_backward(ctx, *grads):
     args, weights, outputs = _saved(ctx)
     outputs = [args[0].new_empty(0) if t is None else t for t in outputs]
+    grads = grads[:4] if args[2] is not None else (*grads[:2], None, None)  # an absent output has no gradient
     needed = ctx.needs_input_grad
     wanted = [*needed[3:6], *needed[9:11], *needed[11]]
-    found = scan_backward(ctx.mode, *args, weights, outputs, list(grads[:4]), wanted)
+    found = scan_backward(ctx.mode, *args, weights, outputs, list(grads), wanted)
     found = [t if want else None for t, want in zip(found, wanted, strict=True)]
     return *_spread(found), found[5:]
 

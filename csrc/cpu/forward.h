@@ -101,6 +101,7 @@ class Forward {
       }
       zero(p.y + (r * D + walk.d) * s.projected, s.projected);
       if (p.c_steps) zero(p.c_steps + (r * D + walk.d) * s.hidden, s.hidden);
+      if (p.saved) zero(p.saved + (walk.d * s.packed_rows + r) * A * s.hidden, A * s.hidden);
       if (p.hidden) zero(p.hidden + (walk.d * s.packed_rows + r) * s.hidden, s.hidden);
     }
     return live;
