@@ -1,20 +1,87 @@
+# Everything a person or CI runs. Makes its own .venv from nothing but Python, g++ and make.
+#   make test PYTHON=python3.12 TORCH='torch==2.11.0'
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
 BIN := .venv/bin
+# pip's name for the wanted torch, as a file name: another TORCH is another stamp
+TORCH_STAMP := .venv/.$(shell printf %s "$(TORCH)" | tr -c 'A-Za-z0-9.' _)
+SOURCES := $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
+ASAN := build/asan
 
-.PHONY: test build
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build test demo bench lint asan cuda-check clean
 
-build: .venv/.built
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s'#'
+	@echo 'Variables: PYTHON=python3.12 (makes .venv), TORCH="torch==2.11.0", ARGS="passed on to pytest, demo or bench"'
 
-.venv/.installed:
+build: .venv/.built ## compile the extension into .venv; only what changed
+
+test: build ## all tests (ARGS="-k lstm")
+	$(BIN)/python -m pytest -q $(ARGS)
+
+demo: build ## train a character LSTM on real text, beside torch.nn.LSTM (ARGS="--help")
+	$(BIN)/python examples/char_lm.py $(ARGS)
+
+bench: build .venv/.bench ## time named shapes against torch.nn and others (ARGS="--quick")
+	@test -f benchmarks/bench.py || { echo 'make bench: benchmarks/bench.py does not exist yet'; exit 1; }
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+lint: .venv/.lint ## ruff and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=)
+
+asan: build ## the tests of scan under AddressSanitizer and UBSan, in build/asan
+	mkdir -p $(ASAN)
+	rm -rf $(ASAN)/csrc $(ASAN)/tests
+	cp -p setup.py pyproject.toml README.md LICENSE $(ASAN)
+	cp -pr csrc tests $(ASAN)
+	mkdir -p $(ASAN)/fusedrnn && cp -p fusedrnn/*.py $(ASAN)/fusedrnn
+	cd $(ASAN) && FUSEDRNN_SANITIZE=1 FUSEDRNN_CUDA=0 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
+	cd $(ASAN) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_scan.py $(ARGS)
+
+cuda-check: ## compile every CUDA kernel for sm_80 and sm_90: no warning, no spill (needs nvcc, no GPU)
+	.ci/cuda-check
+
+clean: ## remove what was built; .venv stays (rm -rf .venv to start anew)
+	rm -rf build *.egg-info fusedrnn/_C*.so .venv/.built .venv/.installed
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# The stamps. torch comes first and alone: nothing after it may replace it.
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10)' || \
+	  { echo '$(PYTHON) is not a Python 3.10 or newer: make PYTHON=...'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo '$(PYTHON) cannot make virtual environments. Debian, Ubuntu: apt install python3-venv'; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q "$(TORCH)"
-	$(BIN)/pip install -q setuptools wheel pybind11 ninja numpy pytest hypothesis expecttest
+
+$(TORCH_STAMP): | .venv/bin/python
+	$(BIN)/pip install -q '$(TORCH)'
+	$(BIN)/pip list --format=freeze | grep '^torch==' > .venv/torch.txt
+	rm -f .venv/.torch*
 	touch $@
 
-.venv/.built: .venv/.installed setup.py pyproject.toml $(wildcard csrc/*.* csrc/cpu/*.*)
-	$(BIN)/pip install -q --no-build-isolation --no-deps -e .
+.venv/.installed: $(TORCH_STAMP) setup.py pyproject.toml
+	$(BIN)/pip install -q 'setuptools>=77' wheel ninja
+	$(BIN)/pip install -q --no-build-isolation -c .venv/torch.txt -e '.[test,examples]'
 	touch $@
 
-test: build
-	$(BIN)/python -m pytest -q tests
+.venv/.built: .venv/.installed $(SOURCES)
+	test -z "$$(find csrc -newer .venv/.installed)" || $(BIN)/python setup.py -q build_ext --inplace
+	touch $@
+
+.venv/.bench: .venv/.installed
+	$(BIN)/pip install -q -c .venv/torch.txt 'fusedrnn[bench]'
+	touch $@
+
+.venv/.lint: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install -q $$(sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",' )
+	touch $@

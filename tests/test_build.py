@@ -1,0 +1,138 @@
+"""The build: what setup.py decides, and the package without its compiled part."""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def setup():
+    """The functions of setup.py."""
+    return runpy.run_path(str(ROOT / "setup.py"), run_name="setup_functions")
+
+
+def replace(monkeypatch, setup, name, value):
+    monkeypatch.setitem(setup["why_no_cuda"].__globals__, name, value)
+
+
+def test_a_missing_compiler_is_a_reason_and_not_a_crash(setup, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" in setup["why_no_compiler"]()
+
+
+def test_a_compiler_without_the_standard_library_is_a_reason(setup, monkeypatch):
+    monkeypatch.setenv("CXX", "false")
+    assert setup["why_no_compiler"]() == "it failed"
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler on this machine")
+def test_the_compiler_of_this_machine_is_accepted(setup):
+    assert setup["why_no_compiler"]() is None
+
+
+def test_insisting_on_cuda_without_a_cuda_build_of_torch_is_an_error(setup, monkeypatch):
+    monkeypatch.setenv("FUSEDRNN_CUDA", "1")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(SystemExit, match="not a CUDA build"):
+        setup["with_cuda"]()
+
+
+def test_insisting_on_cuda_without_nvcc_is_an_error(setup, monkeypatch, tmp_path):
+    monkeypatch.setenv("FUSEDRNN_CUDA", "1")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(setup["cpp_extension"], "CUDA_HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match="nvcc is not found"):
+        setup["with_cuda"]()
+
+
+@pytest.mark.parametrize(
+    "override, release, sources, built",
+    [
+        ("", "13.0", ["a.cu"], True),
+        ("1", "13.2", ["a.cu"], True),
+        ("0", "13.0", ["a.cu"], False),
+        ("", "12.8", ["a.cu"], False),
+        ("", "13.0", [], False),
+    ],
+)
+def test_cuda_is_built_iff_nvcc_and_torch_agree_and_nobody_objects(
+    setup, monkeypatch, tmp_path, override, release, sources, built
+):
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("FUSEDRNN_CUDA", override)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(setup["cpp_extension"], "CUDA_HOME", str(tmp_path))
+    replace(monkeypatch, setup, "CUDA_SOURCES", sources)
+    assert setup["with_cuda"]() is built
+
+
+def test_a_typing_error_in_the_override_is_an_error(setup, monkeypatch):
+    monkeypatch.setenv("FUSEDRNN_CUDA", "yes")
+    with pytest.raises(SystemExit, match="must be 0 or 1, got 'yes'"):
+        setup["with_cuda"]()
+
+
+@pytest.mark.parametrize("given, used", [(None, "8.0;9.0+PTX"), ("8.6", "8.6")])
+def test_the_architecture_list_is_honoured(setup, monkeypatch, given, used):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    if given:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
+    replace(monkeypatch, setup, "with_cuda", lambda: True)
+    monkeypatch.setattr(setup["cpp_extension"], "CUDAExtension", lambda *args, **options: options)
+    assert ("FUSEDRNN_CUDA_ARCHS", f'"{used}"') in setup["extension"]()["define_macros"]
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == used
+
+
+def test_sanitizers_are_compiled_and_linked_on_request(setup, monkeypatch):
+    replace(monkeypatch, setup, "with_cuda", lambda: False)
+    monkeypatch.delenv("FUSEDRNN_SANITIZE", raising=False)
+    assert not any("sanitize" in flag for flag in setup["extension"]().extra_compile_args)
+    monkeypatch.setenv("FUSEDRNN_SANITIZE", "1")
+    extension = setup["extension"]()
+    assert "-fsanitize=address,undefined" in extension.extra_compile_args
+    assert "-fsanitize=address,undefined" in extension.extra_link_args
+
+
+def test_setup_without_a_compiler_says_so_and_succeeds(tmp_path):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "fusedrnn", tmp_path / "fusedrnn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    environment = os.environ | {"CXX": "no-such-compiler"}
+    command = [sys.executable, "setup.py", "-q", "build"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "INSTALLING WITHOUT THE COMPILED KERNELS" in done.stderr
+    (built,) = (tmp_path / "build").glob("lib*/fusedrnn")
+    assert (built / "scan.py").exists() and not list(built.glob("_C*"))
+
+
+def test_the_package_works_without_its_extension_and_warns_once(tmp_path):
+    shutil.copytree(ROOT / "fusedrnn", tmp_path / "fusedrnn", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    program = """
+import torch
+from fusedrnn.scan import extension_error, scan
+x, h = torch.randn(4, 2, 3), torch.zeros(1, 2, 5)
+w = torch.randn(15, 3), torch.randn(15, 5)
+y, h_n, *_ = scan("GRU", x, h, None, w)
+theirs = torch.nn.GRU(3, 5, bias=False)
+theirs.weight_ih_l0.data, theirs.weight_hh_l0.data = w
+assert torch.allclose(y, theirs(x)[0], atol=1e-6)
+print(extension_error)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be imported" in done.stdout
+    assert done.stderr.count("fusedrnn runs without its compiled extension") == 1
