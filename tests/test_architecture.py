@@ -1,0 +1,240 @@
+"""Who may see whom: the rooms of CONTRIBUTING.md, held by greps. Each rule is first shown to catch what it forbids."""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("csrc", "fusedrnn", "examples", "benchmarks", "tests")
+SUFFIXES = {".h", ".cuh", ".cpp", ".cu", ".py"}
+
+
+@dataclass
+class Rule:
+    name: str
+    files: str  # regex that a path from the root must match in full
+    broken: Callable[[str, str], Iterator[str]]  # (path, text) -> what is wrong
+    bad: tuple[str, str]  # a path and a text that break it
+
+
+def code(text: str) -> str:
+    """C++ without its comments."""
+    return re.sub(r"/\*.*?\*/|//[^\n]*", "", text, flags=re.S)
+
+
+def includes_only(allowed: str):
+    def broken(path, text):
+        for included in re.findall(r'^\s*#\s*include\s*([<"][^>"]+[>"])', text, re.M):
+            if not re.fullmatch(allowed, included):
+                yield f"includes {included}"
+
+    return broken
+
+
+def never(pattern: str):
+    def broken(path, text):
+        text = text if path.endswith(".py") else code(text)
+        yield from (f"says {match[0]!r}" for match in re.finditer(pattern, text))
+
+    return broken
+
+
+def imports(text: str) -> Iterator[str]:
+    """Absolute names of all that a module of the package imports, e.g. fusedrnn.scan, torch.nn."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, ["fusedrnn" if node.level else "", node.module]))
+            yield from (f"{base}.{alias.name}" if base == "fusedrnn" else base for alias in node.names)
+
+
+def imports_only(allowed: str):
+    def broken(path, text):
+        yield from (f"imports {name}" for name in imports(text) if not re.fullmatch(allowed, name))
+
+    return broken
+
+
+def imports_never(forbidden: str):
+    def broken(path, text):
+        yield from (f"imports {name}" for name in imports(text) if re.fullmatch(forbidden, name))
+
+    return broken
+
+
+RANKS = ["reference", "scan", "stack", "modules cells", "convert info", "__init__"]  # arrows never point up
+RANK = {module: rank for rank, modules in enumerate(RANKS) for module in modules.split()}
+
+
+def arrows_point_down(path, text):
+    own = Path(path).stem
+    if own not in RANK:
+        yield f"{own} has no place in RANKS"
+        return
+    for name in imports(text):
+        other = name.removeprefix("fusedrnn.").split(".")[0]
+        if name.startswith("fusedrnn.") and other in RANK and RANK[other] >= RANK[own]:
+            yield f"imports {name}, which is not below it"
+
+
+def at_most_400_lines(path, text):
+    lines = text.count("\n")
+    if lines > 400:
+        yield f"has {lines} lines"
+
+
+STD = r"<[a-z_0-9]+>"
+TORCH = r"<(ATen|torch|c10|caffe2)/.*"
+GATES = r"\b(forget|candidate|sigmoid\w*|Tanh|Relu|(?i:lstm|gru|elman)\w*|k(Lstm|Gru|Rnn)\w*)\b"
+
+RULES = [
+    Rule(
+        "cells know cmath and each other",
+        r"csrc/(activations|cells)\.h",
+        includes_only(r'<cmath>|"(activations|cells)\.h"'),
+        ("csrc/cells.h", "#include <immintrin.h>\n"),
+    ),
+    Rule(
+        "cells know no torch, no device and no instruction set",
+        r"csrc/(activations|cells)\.h",
+        never(r"\b(at|torch|c10)::|\b_mm\w+|\b__m\d+|\bthreadIdx\b|\bblockIdx\b|\b__sh\w+"),
+        ("csrc/activations.h", "inline float f(float x) { return _mm_cvtss_f32(_mm_set1_ps(x)); }"),
+    ),
+    Rule(
+        "cells know no memory and no time",
+        r"csrc/(activations|cells)\.h",
+        never(r"\bstride\w*|\bint64_t\b|\bfor\s*\(|\bwhile\s*\(|\bnew\b|\bmalloc\b"),
+        ("csrc/cells.h", "for (int t = 0; t < steps; ++t) s[0] = x[t];"),
+    ),
+    Rule(
+        "the waist is plain C++",
+        r"csrc/(scan|dispatch)\.h|csrc/cuda/plan\.h",
+        includes_only(STD + r'|"(\.\./)?(activations|cells|scan|dispatch)\.h"'),
+        ("csrc/scan.h", "#include <cuda_runtime.h>\n"),
+    ),
+    Rule(
+        "the CPU drivers see the standard library, intrinsics, the waist and their own room",
+        r"csrc/cpu/(?!parallel\.cpp).*",
+        includes_only(STD + r'|<(immintrin|arm_neon)\.h>|"\.\./(activations|cells|scan|dispatch)\.h"|"[a-z_0-9-]+\.h"'),
+        ("csrc/cpu/forward.h", "#include <ATen/Parallel.h>\n"),
+    ),
+    Rule(
+        "the CUDA drivers see the standard library, CUDA, the waist and their own room",
+        r"csrc/cuda/.*",
+        includes_only(
+            STD + r"|<(cuda|cooperative_groups|mma|nv)[\w/]*(\.h)?>"
+            r'|"\.\./(activations|cells|scan|dispatch)\.h"|"[a-z_0-9-]+\.(h|cuh)"'
+        ),
+        ("csrc/cuda/stepwise.cu", "#include <torch/extension.h>\n"),
+    ),
+    Rule(
+        "torch stops at bindings.cpp and the seam to its thread pool",
+        r"csrc/(?!bindings\.cpp|cpu/parallel\.cpp).*",
+        never(r"#\s*include\s*" + TORCH + r"|\b(at|torch|c10)::"),
+        ("csrc/cuda/plan.h", "int plan(const at::Tensor& x);"),
+    ),
+    Rule(
+        "drivers know no gates",
+        r"csrc/(cpu|cuda)/.*",
+        never(GATES),
+        ("csrc/cpu/forward.h", "if (kind == CellKind::kLstm) forget = sigmoid(x);"),
+    ),
+    Rule(
+        "the gate equations stand once in C++",
+        r"csrc/(?!activations\.h|cells\.h).*",
+        never(r"\bsigmoid(_grad)?\s*\(|\b(Tanh|Relu)::(apply|grad)\b"),
+        ("csrc/bindings.cpp", "auto i = at::sigmoid(x);"),
+    ),
+    Rule(
+        "the gate equations stand once in Python",
+        r"fusedrnn/(?!reference\.py).*\.py",
+        never(r"(torch|F)\.(sigmoid|tanh|relu)\b|\.(sigmoid|tanh|relu)_?\("),
+        ("fusedrnn/cells.py", "h = torch.sigmoid(o) * c.tanh()"),
+    ),
+    Rule(
+        "only scan.py imports the extension",
+        r"(fusedrnn/(?!scan\.py)|examples/|benchmarks/).*\.py",
+        imports_never(r"fusedrnn\._C(\..*)?"),
+        ("fusedrnn/info.py", "from . import _C"),
+    ),
+    Rule(
+        "the reference is torch and nothing else",
+        r"fusedrnn/reference\.py",
+        imports_only(r"__future__|torch(\..*)?"),
+        ("fusedrnn/reference.py", "from .scan import GATES"),
+    ),
+    Rule(
+        "the scan knows no modules and no packing",
+        r"fusedrnn/scan\.py",
+        never(r"\bPackedSequence\b|\bnn\.Module\b|\bnum_layers\b|\bbatch_first\b"),
+        ("fusedrnn/scan.py", "if isinstance(x, PackedSequence): x = x.data"),
+    ),
+    Rule(
+        "the stack knows no modules, devices and dtypes",
+        r"fusedrnn/stack\.py",
+        never(r"\bnn\.Module\b|\bnn\.Parameter\b|\.(device|dtype|is_cuda|is_cpu)\b|\.(cuda|cpu)\("),
+        ("fusedrnn/stack.py", "h = torch.zeros(2, device=x.device)"),
+    ),
+    Rule(
+        "arrows never point up",
+        r"fusedrnn/\w+\.py",
+        arrows_point_down,
+        ("fusedrnn/stack.py", "from .modules import FusedLSTM"),
+    ),
+    Rule(
+        "a file can be read at one sitting",
+        r".*",
+        at_most_400_lines,
+        ("csrc/cpu/forward.h", "\n" * 401),
+    ),
+]
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*")):
+            if path.suffix in SUFFIXES:
+                yield path.relative_to(ROOT).as_posix(), path.read_text()
+
+
+def violations(rule: Rule, files) -> list[str]:
+    return [
+        f"{path} {what}" for path, text in files if re.fullmatch(rule.files, path) for what in rule.broken(path, text)
+    ]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_catches_what_it_forbids(rule):
+    assert violations(rule, [rule.bad])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_holds(rule):
+    assert violations(rule, sources()) == []
+
+
+def test_the_rules_see_the_sources():
+    seen = {path for path, _ in sources()}
+    assert {"csrc/cells.h", "csrc/scan.h", "csrc/bindings.cpp", "csrc/cpu/parallel.cpp", "fusedrnn/scan.py"} <= seen
+
+
+@pytest.mark.parametrize(
+    "text", ["import fusedrnn._C", "from . import _C", "from fusedrnn import _C", "from ._C import scan_forward"]
+)
+def test_no_way_of_importing_the_extension_is_overlooked(text):
+    assert any(re.fullmatch(r"fusedrnn\._C(\..*)?", name) for name in imports(text))
+
+
+def test_a_comment_may_say_what_code_may_not():
+    assert code("int a;  // torch::Tensor\n/* at::exp\n */ int b;").split() == ["int", "a;", "int", "b;"]
+
+
+def test_names_say_what_a_file_is():
+    vague = re.compile(r"(^|_)(utils?|helpers?|misc|common|manager|impl|wrapper|engine)(_|$)")
+    assert vague.search("rnn_utils")
+    assert [path for path, _ in sources() if vague.search(Path(path).stem)] == []
