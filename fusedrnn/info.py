@@ -1,0 +1,69 @@
+"""What this installation is and can do: ``python -m fusedrnn.info``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+from . import scan
+
+
+def info() -> dict[str, str]:
+    """Versions, kernels, instruction set and threads, each under the name it is printed with."""
+    found = {
+        "fusedrnn": _version(),
+        "torch": torch.__version__,
+        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+    }
+    extension = scan._C
+    if extension is None:
+        found["extension"] = f"not in use: {scan.extension_error}"
+        found["kernels"] = "none; everything runs through fusedrnn.reference, correct but slow"
+    else:
+        found["extension"] = f"built with torch {extension.torch_version}"
+        found["kernels"] = "CPU" + (" and CUDA" if extension.cuda_version else "")
+        found["instruction set"] = _instruction_set(extension)
+        found["CUDA part"] = _cuda(extension)
+    found["CUDA devices"] = _devices()
+    found["threads"] = f"{torch.get_num_threads()} (torch.set_num_threads) of {os.cpu_count()} processors"
+    return found
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("fusedrnn")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed, run from its sources"
+
+
+def _instruction_set(extension) -> str:
+    try:
+        return f"{extension.cpu_capability()} (FUSEDRNN_ISA=DEFAULT, AVX2 or AVX512 forces a lesser one)"
+    except ValueError as error:  # FUSEDRNN_ISA asks for what is not there
+        return f"none: {error}"
+
+
+def _cuda(extension) -> str:
+    if not extension.cuda_version:
+        return "not built (it needs nvcc, a CUDA build of torch and FUSEDRNN_CUDA other than 0)"
+    major, minor = divmod(extension.cuda_version // 10, 100)
+    return f"built with CUDA {major}.{minor} for {getattr(extension, 'cuda_archs', 'architectures unknown')}"
+
+
+def _devices() -> str:
+    if not torch.cuda.is_available():
+        return "none" if torch.version.cuda else "none (torch is a CPU build)"
+    properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{p.name} (sm_{p.major}{p.minor})" for p in properties)
+
+
+def main() -> None:
+    for name, value in info().items():
+        print(f"{name:<16}{value}")
+
+
+if __name__ == "__main__":
+    main()
