@@ -1,0 +1,19 @@
+"""Recurrent layers for PyTorch on compiled kernels: drop-in for nn.LSTM, nn.GRU, nn.RNN and their cells."""
+
+from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
+from .convert import convert, to_torch
+from .modules import FusedGRU, FusedLSTM, FusedRNN, episode_starts
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FusedGRU",
+    "FusedGRUCell",
+    "FusedLSTM",
+    "FusedLSTMCell",
+    "FusedRNN",
+    "FusedRNNCell",
+    "convert",
+    "episode_starts",
+    "to_torch",
+]

@@ -73,6 +73,8 @@ def scan(
     Returns:
         y [T, N, D*P] (packed: [R, D*P]), h_n [D, N, P], c_n [D, N, H] or None, and c of every step [T, N, D*H] or None.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x, h0, c0, reset_h, reset_c, *weights = _autocast(x, h0, c0, reset_h, reset_c, *weights)
     args = (x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c)
     if _use_reference(x):
         *outputs, c_steps = reference.scan(mode, x, h0, c0, weights, *args[3:])
@@ -87,6 +89,14 @@ def scan(
         return _C.scan_forward(mode, False, c_sequence, *args, weights)[:4]
     y, h_n, c_n, c_steps, _, _ = _Scan.apply(mode, True, c_sequence, *args, *weights)
     return y, h_n, c_n, c_steps if c_sequence else None
+
+
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors in the dtype that autocast asks for on the first one's device; float64 and integers stay."""
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    return [
+        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+    ]
 
 
 def _use_reference(x: Tensor) -> bool:
@@ -201,7 +211,7 @@ def _gradients(mode, args, weights, outputs, grads, wanted) -> list[Tensor | Non
     count, gates, rows = len(weights) // directions, GATES[mode], dgates.size(1)
     width = weights[0].size(0)  # G*H
     lead, last = width - width // gates, dgates[0, 0].numel() if rows else width
-    x = x.reshape(rows, -1)
+    x = x.reshape(rows, x.size(-1))
     dx, dweights = None, []
     for d in range(directions):
         planes = dgates[d].flatten(1)  # [R, Q*H]
@@ -275,7 +285,8 @@ def _reference_gradients(mode, args, weights, grads, wanted) -> list[Tensor | No
     inputs = [None if t is None else t.view_as(t) for t in (x, h0, c0, reset_h, reset_c, *weights)]
     x, h0, c0, reset_h, reset_c = inputs[:5]
     outputs = reference.scan(mode, x, h0, c0, inputs[5:], batch_sizes, lengths, reset, reset_h, reset_c)
-    pairs = [(t, g) for t, g in zip(outputs, grads, strict=False) if t is not None and g is not None and t.requires_grad]
+    both = zip(outputs, grads, strict=False)
+    pairs = [(t, g) for t, g in both if t is not None and g is not None and t.requires_grad]
     chosen = [t for t, want in zip(inputs, wanted, strict=True) if want]
     if not pairs or not chosen:
         return [None] * len(inputs)

@@ -1,0 +1,158 @@
+"""FusedLSTMCell, FusedGRUCell and FusedRNNCell: one step, with the interface of the cells of torch.nn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .scan import scan
+
+
+def _step(cell: nn.RNNCellBase, mode: str, input: Tensor, h: Tensor | None, c: Tensor | None):
+    """h and c after one step, or None where something does not fit: then torch.nn says what."""
+    weights = [cell.weight_ih, cell.weight_hh]
+    if cell.bias_ih is not None:
+        weights += [cell.bias_ih, cell.bias_hh]
+    w_ih, H = weights[0], cell.hidden_size
+    batched = input.dim() == 2
+    x = input.unsqueeze(0)
+    if not batched:
+        x = x.unsqueeze(0)
+        h, c = (None if s is None else s.unsqueeze(0) for s in (h, c))
+    if x.dim() != 3:
+        return None
+    if h is None:
+        h = x.new_zeros(1, x.size(1), H)
+        c = h if mode == "LSTM" else None
+    else:
+        h, c = h.unsqueeze(0), None if c is None else c.unsqueeze(0)
+    if not (
+        x.size(2) == w_ih.size(1)
+        and h.shape == (1, x.size(1), H)
+        and x.device == h.device == w_ih.device
+        and (x.dtype == h.dtype == w_ih.dtype or torch.is_autocast_enabled(x.device.type))
+        and (c is None or c is h or (c.shape == h.shape and c.dtype == h.dtype and c.device == h.device))
+    ):
+        return None
+    _, h, c, _ = scan(mode, x, h, c, weights)
+    if batched:
+        return h.squeeze(0), None if c is None else c.squeeze(0)
+    return h.view(H), None if c is None else c.view(H)
+
+
+class FusedLSTMCell(nn.RNNCellBase):
+    r"""A long short-term memory cell, in place of :class:`torch.nn.LSTMCell`.
+
+    .. math::
+        i, f, o = \sigma(W_i x + b_i + W_h h + b_h), \quad g = \tanh(W_i x + b_i + W_h h + b_h) \\
+        c' = f \odot c + i \odot g, \quad h' = o \odot \tanh(c')
+
+    with each gate's own rows of the weights. To run many steps at once, see :class:`fusedrnn.FusedLSTM`.
+
+    Args:
+        input_size: features I of the input.
+        hidden_size: features H of the state.
+        bias: False leaves out ``bias_ih`` and ``bias_hh``.
+        device, dtype: of the parameters.
+
+    Inputs: input, (h, c)
+        - **input** (N, I) or (I).
+        - **h**, **c** (N, H) or (H); zeros by default.
+
+    Outputs: h', c', each (N, H) or (H).
+
+    Attributes:
+        weight_ih (4*H, I), weight_hh (4*H, H), bias_ih (4*H), bias_hh (4*H), in the gate order i, f, g, o; initialised
+        from :math:`\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})`.
+
+    Source: Hochreiter & Schmidhuber, Long short-term memory, 1997; forget gate: Gers et al., Learning to forget, 2000.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if hx is None:
+            found = _step(self, "LSTM", input, None, None)
+        else:
+            found = _step(self, "LSTM", input, *hx) if len(hx) == 2 else None
+        return nn.LSTMCell.forward(self, input, hx) if found is None else found
+
+
+class FusedGRUCell(nn.RNNCellBase):
+    r"""A gated recurrent unit, in place of :class:`torch.nn.GRUCell`.
+
+    .. math::
+        r, z = \sigma(W_i x + b_i + W_h h + b_h), \quad n = \tanh(W_i x + b_i + r \odot (W_h h + b_h)) \\
+        h' = (1 - z) \odot n + z \odot h
+
+    with each gate's own rows of the weights. To run many steps at once, see :class:`fusedrnn.FusedGRU`.
+
+    Args:
+        input_size: features I of the input.
+        hidden_size: features H of the state.
+        bias: False leaves out ``bias_ih`` and ``bias_hh``.
+        device, dtype: of the parameters.
+
+    Inputs: input, h
+        - **input** (N, I) or (I).
+        - **h** (N, H) or (H); zeros by default.
+
+    Outputs: h' (N, H) or (H).
+
+    Attributes:
+        weight_ih (3*H, I), weight_hh (3*H, H), bias_ih (3*H), bias_hh (3*H), in the gate order r, z, n; initialised
+        from :math:`\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})`.
+
+    Source: Cho et al., Learning phrase representations using RNN encoder-decoder, 2014, with the reset gate behind the
+    recurrent product as in :class:`torch.nn.GRUCell`.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        found = _step(self, "GRU", input, hx, None)
+        return nn.GRUCell.forward(self, input, hx) if found is None else found[0]
+
+
+class FusedRNNCell(nn.RNNCellBase):
+    r"""Elman's simple recurrent cell, in place of :class:`torch.nn.RNNCell`.
+
+    .. math::
+        h' = \tanh(W_i x + b_i + W_h h + b_h)
+
+    To run many steps at once, see :class:`fusedrnn.FusedRNN`.
+
+    Args:
+        input_size: features I of the input.
+        hidden_size: features H of the state.
+        bias: False leaves out ``bias_ih`` and ``bias_hh``.
+        nonlinearity: ``'tanh'`` or ``'relu'``.
+        device, dtype: of the parameters.
+
+    Inputs: input, h
+        - **input** (N, I) or (I).
+        - **h** (N, H) or (H); zeros by default.
+
+    Outputs: h' (N, H) or (H).
+
+    Attributes:
+        weight_ih (H, I), weight_hh (H, H), bias_ih (H), bias_hh (H); initialised from
+        :math:`\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})`.
+
+    Source: Elman, Finding structure in time, 1990.
+    """
+
+    __constants__ = [*nn.RNNCellBase.__constants__, "nonlinearity"]
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh", device=None, dtype=None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        mode = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}.get(self.nonlinearity)
+        found = _step(self, mode, input, hx, None) if mode else None
+        return nn.RNNCell.forward(self, input, hx) if found is None else found[0]

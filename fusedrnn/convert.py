@@ -1,0 +1,58 @@
+"""Whole models from torch.nn's recurrent modules to the fused ones, and back."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import nn
+
+from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
+from .modules import FusedGRU, FusedLSTM, FusedRNN
+
+FUSED = {
+    nn.LSTM: FusedLSTM,
+    nn.GRU: FusedGRU,
+    nn.RNN: FusedRNN,
+    nn.LSTMCell: FusedLSTMCell,
+    nn.GRUCell: FusedGRUCell,
+    nn.RNNCell: FusedRNNCell,
+}
+TORCH = {fused: plain for plain, fused in FUSED.items()}
+
+
+def convert(model: nn.Module) -> nn.Module:
+    """Makes every nn.LSTM, nn.GRU, nn.RNN and their cells inside ``model`` fused, in place, and returns the model.
+
+    The modules hold the same attributes, so each one only changes its class: the very same object keeps its
+    Parameters, hooks, buffers, training flag and whoever else refers to it (optimizers, shared instances). The model
+    itself may be such a module. A subclass of one of them may rely on anything and stays as it is, with a warning.
+
+    Example::
+
+        >>> model = fusedrnn.convert(model)
+        >>> torch.save(fusedrnn.to_torch(model).state_dict(), path)
+    """
+    return _swap(model, FUSED)
+
+
+def to_torch(model: nn.Module) -> nn.Module:
+    """Undoes :func:`convert`: every fused module inside ``model`` becomes its twin of torch.nn, in place."""
+    _swap(model, TORCH)
+    for module in model.modules():
+        if type(module) in (nn.LSTM, nn.GRU, nn.RNN):
+            module.flatten_parameters()  # cuDNN wants the weights in one piece
+    return model
+
+
+def _swap(model: nn.Module, twins: dict[type, type]) -> nn.Module:
+    for name, module in model.named_modules():
+        twin = twins.get(type(module))
+        if twin is not None:
+            module.__class__ = twin
+        elif isinstance(module, tuple(twins)):
+            warnings.warn(
+                f"{name or 'the model itself'} stays {type(module).__name__}: "
+                "only the classes themselves are converted, not their subclasses",
+                stacklevel=3,
+            )
+    return model

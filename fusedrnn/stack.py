@@ -1,0 +1,60 @@
+"""Layers and the dropout between them, as calls of :func:`fusedrnn.scan.scan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .scan import scan
+
+
+def run(
+    mode: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    layers: int,
+    dropout: float = 0.0,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_h: Tensor | None = None,
+    reset_c: Tensor | None = None,
+    c_sequences: int = 0,
+) -> tuple[Tensor, Tensor, Tensor | None, list[tuple[Tensor, Tensor | None]]]:
+    """Runs all layers; each but the last hands its output, after dropout, to the next.
+
+    Args:
+        mode, x, batch_sizes, lengths, reset: as for :func:`fusedrnn.scan.scan`.
+        h0, c0, reset_h, reset_c: as there, but of all layers: [L*D, N, P] and [L*D, N, H].
+        weights: of all layers, one after the other, each in the order of the scan.
+        layers: L.
+        dropout: probability with which an element between two layers becomes zero; 0 outside of training.
+        c_sequences: the number of layers, counted from the last, whose cell state after every step is wanted.
+
+    Returns:
+        y of the last layer, h_n [L*D, N, P], c_n [L*D, N, H] or None, and for each layer its y and its cell state
+        after every step (None where not wanted).
+    """
+    directions, count = h0.size(0) // layers, len(weights) // layers
+    h_n, c_n, sequences = [], [], []
+    for layer in range(layers):
+        if layer and dropout:
+            x = F.dropout(x, dropout)
+        states = (h0, c0, reset_h, reset_c)
+        if layers > 1:
+            states = [None if s is None else s.narrow(0, layer * directions, directions) for s in states]
+        x, h, c, c_steps = scan(
+            mode, x, states[0], states[1], weights[layer * count : (layer + 1) * count],
+            batch_sizes, lengths, reset, states[2], states[3], layers - layer <= c_sequences,
+        )  # fmt: skip
+        h_n.append(h)
+        c_n.append(c)
+        sequences.append((x, c_steps))
+    if layers == 1:
+        return x, h, c, sequences
+    return x, torch.cat(h_n), torch.cat(c_n) if c0 is not None else None, sequences
