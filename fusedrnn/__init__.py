@@ -1,8 +1,9 @@
 """Recurrent layers for PyTorch on compiled kernels: drop-in for nn.LSTM, nn.GRU, nn.RNN and their cells."""
 
+from .batch import episode_starts
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .convert import convert, to_torch
-from .modules import FusedGRU, FusedLSTM, FusedRNN, episode_starts
+from .modules import FusedGRU, FusedLSTM, FusedRNN
 
 __version__ = "0.1.0"
 

@@ -67,7 +67,7 @@ def imports_never(forbidden: str):
     return broken
 
 
-RANKS = ["reference", "scan", "stack", "modules cells", "convert info", "__init__"]  # arrows never point up
+RANKS = ["reference", "scan", "stack batch", "modules cells", "convert info", "__init__"]  # arrows never point up
 RANK = {module: rank for rank, modules in enumerate(RANKS) for module in modules.split()}
 
 

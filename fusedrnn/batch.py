@@ -1,0 +1,160 @@
+"""The forms in which sequences come (padded, batch first, unbatched, packed) and the masks that belong to them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+class Batch:
+    """An input as the stack takes it, and the way back for the results."""
+
+    __slots__ = ("x", "rows", "batch_sizes", "order", "back", "batched", "batch_first")
+
+    def __init__(self, x, rows, batch_sizes=None, order=None, back=None, batched=True, batch_first=False):
+        self.x = x  # [T, N, I], packed [R, I]
+        self.rows = rows  # N
+        self.batch_sizes = batch_sizes
+        self.order = order  # packed: row n is row order[n] of the states that the caller gives
+        self.back = back  # and the other way round
+        self.batched = batched
+        self.batch_first = batch_first
+
+    def take_state(self, s: Tensor) -> Tensor:
+        """[L*D, N, P] from what was given."""
+        s = s if self.batched else s.unsqueeze(1)
+        return s if self.order is None else s.index_select(1, self.order)
+
+    def give_state(self, s: Tensor) -> Tensor:
+        s = s if self.batched else s.squeeze(1)
+        return s if self.back is None else s.index_select(1, self.back)
+
+    def give_sequence(self, y: Tensor | None):
+        """A result of every step."""
+        if y is None:
+            return None
+        if self.batch_sizes is not None:
+            return PackedSequence(y, self.batch_sizes, self.order, self.back)
+        if not self.batched:
+            return y.squeeze(1)
+        return y.transpose(0, 1) if self.batch_first else y
+
+
+def make_batch(input: Tensor | PackedSequence, batch_first: bool) -> Batch | None:
+    """None where the input has not the form of sequences."""
+    if isinstance(input, PackedSequence):
+        x, batch_sizes, order, back = input
+        if x.dim() != 2 or batch_sizes.dtype != torch.int64:
+            return None
+        sizes = batch_sizes.tolist()
+        first = sizes[0] if sizes else 0
+        rows = first if order is None else order.numel()
+        if sum(sizes) != x.size(0) or first > rows or sizes != sorted(sizes, reverse=True):
+            return None
+        return Batch(x, rows, batch_sizes, order, back)
+    dims = input.dim()
+    if dims == 3:
+        x = input.transpose(0, 1) if batch_first else input
+        return Batch(x, x.size(1), batch_first=batch_first)
+    return Batch(input.unsqueeze(1), 1, batched=False) if dims == 2 else None
+
+
+def describe(value) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)} on {value.device}"
+    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, (tuple, list)) else repr(value)
+
+
+def take_lengths(lengths: Tensor, batch: Batch) -> Tensor:
+    """lengths [N]. What stands behind the ends, be it NaN, is taken out of batch.x."""
+    if batch.batch_sizes is not None:
+        raise ValueError("lengths cannot be given together with a PackedSequence, which has its own")
+    x, wanted = batch.x, [batch.rows] if batch.batched else []
+    if not (
+        isinstance(lengths, Tensor)
+        and lengths.dtype == torch.int64
+        and list(lengths.shape) == wanted
+        and lengths.device == x.device
+    ):
+        raise ValueError(f"lengths must be torch.int64 {wanted} on {x.device}, got {describe(lengths)}")
+    lengths, T = lengths.reshape(batch.rows), x.size(0)
+    if not _can_look_at(lengths):
+        lengths = lengths.clamp(0, T)
+    elif lengths.numel() and not (0 <= lengths.min() and lengths.max() <= T):
+        raise ValueError(f"lengths must be between 0 and {T}, the steps of the input, got {lengths.tolist()}")
+    behind = torch.arange(T, device=x.device).unsqueeze(1) >= lengths
+    batch.x = x.masked_fill(behind.unsqueeze(2), 0)
+    return lengths
+
+
+def _can_look_at(t: Tensor) -> bool:
+    """Can values be looked at without waiting for a device or breaking a graph?"""
+    return (
+        not torch.compiler.is_compiling()
+        and t.device.type == "cpu"
+        and type(t) is Tensor
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def take_reset(reset: Tensor | PackedSequence, batch: Batch) -> Tensor:
+    """The mask [T, N], packed [R]."""
+    x = batch.x
+    if isinstance(reset, PackedSequence):
+        if batch.batch_sizes is None or not torch.equal(reset.batch_sizes, batch.batch_sizes):
+            raise ValueError("reset can be a PackedSequence only beside an input packed with the same batch_sizes")
+        reset = reset.data
+    wanted = list(x.shape[:-1]) if batch.batched else [x.size(0)]
+    wanted = wanted[::-1] if batch.batch_first else wanted
+    if not (
+        isinstance(reset, Tensor)
+        and reset.dtype == torch.bool
+        and list(reset.shape) == wanted
+        and reset.device == x.device
+    ):
+        raise ValueError(f"reset must be torch.bool {wanted} on {x.device}, got {describe(reset)}")
+    if not batch.batched:
+        return reset.unsqueeze(1)
+    return reset.transpose(0, 1) if batch.batch_first else reset
+
+
+def take_reset_state(reset_state, batch: Batch, like: tuple[Tensor, ...], names: str) -> list[Tensor]:
+    """reset_state in the full size of the states ``like``."""
+    given = reset_state if isinstance(reset_state, (tuple, list)) else (reset_state,)
+    if len(given) != len(like) or not all(isinstance(s, Tensor) for s in given):
+        raise ValueError(f"reset_state must be {names} like hx, got {describe(reset_state)}")
+    found = []
+    for s, state in zip(given, like, strict=True):
+        shape = list(state.shape) if batch.batched else [state.size(0), state.size(2)]
+        if not torch.is_autocast_enabled(s.device.type) and s.dtype != state.dtype or s.device != state.device:
+            raise ValueError(f"reset_state must be {state.dtype} on {state.device}, got {describe(s)}")
+        try:
+            s = s.expand(shape)
+        except RuntimeError:
+            raise ValueError(f"reset_state must broadcast to {shape}, got {describe(s)}") from None
+        found.append(batch.take_state(s))
+    return found
+
+
+def episode_starts(dones: Tensor, batch_first: bool = False, first: bool | Tensor = False) -> Tensor:
+    """Turns "the episode was over after this step" into the ``reset`` of the steps that follow.
+
+    Args:
+        dones: [T, N] ([N, T] if ``batch_first``, or [T]), bool or numbers of which any but 0 mean yes.
+        batch_first: whether the steps are the second dimension.
+        first: whether the first step begins an episode: bool, or [N] (usually the last ``dones`` of the chunk before).
+
+    Returns:
+        bool, in the shape of ``dones``: true at step t where ``dones`` was true at t - 1.
+
+    Example::
+
+        >>> output, hx = lstm(observations, hx, reset=fusedrnn.episode_starts(dones, first=dones_before))
+    """
+    dim = 1 if batch_first and dones.dim() > 1 else 0
+    starts = dones.bool().roll(1, dim)
+    if dones.size(dim):
+        starts.select(dim, 0).copy_(torch.as_tensor(first, device=dones.device))
+    return starts
