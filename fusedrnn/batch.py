@@ -128,7 +128,7 @@ def take_reset_state(reset_state, batch: Batch, like: tuple[Tensor, ...], names:
     found = []
     for s, state in zip(given, like, strict=True):
         shape = list(state.shape) if batch.batched else [state.size(0), state.size(2)]
-        if not torch.is_autocast_enabled(s.device.type) and s.dtype != state.dtype or s.device != state.device:
+        if not torch._C._is_any_autocast_enabled() and s.dtype != state.dtype or s.device != state.device:
             raise ValueError(f"reset_state must be {state.dtype} on {state.device}, got {describe(s)}")
         try:
             s = s.expand(shape)

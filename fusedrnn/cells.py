@@ -30,7 +30,7 @@ def _step(cell: nn.RNNCellBase, mode: str, input: Tensor, h: Tensor | None, c: T
         x.size(2) == w_ih.size(1)
         and h.shape == (1, x.size(1), H)
         and x.device == h.device == w_ih.device
-        and (x.dtype == h.dtype == w_ih.dtype or torch.is_autocast_enabled(x.device.type))
+        and (x.dtype == h.dtype == w_ih.dtype or torch._C._is_any_autocast_enabled())
         and (c is None or c is h or (c.shape == h.shape and c.dtype == h.dtype and c.device == h.device))
     ):
         return None

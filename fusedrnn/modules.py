@@ -84,7 +84,7 @@ class _Recurrent(nn.RNNBase):
             and (c0 is None or c0.device == device)
             and (
                 x.dtype == w.dtype and h0.dtype == w.dtype and (c0 is None or c0.dtype == w.dtype)
-                or torch.is_autocast_enabled(device.type)
+                or torch._C._is_any_autocast_enabled()
             )
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ derivatives, other devices and dtypes) is done by :mod:`fusedrnn.reference`.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -73,7 +74,7 @@ def scan(
     Returns:
         y [T, N, D*P] (packed: [R, D*P]), h_n [D, N, P], c_n [D, N, H] or None, and c of every step [T, N, D*H] or None.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if torch._C._is_any_autocast_enabled():
         x, h0, c0, reset_h, reset_c, *weights = _autocast(x, h0, c0, reset_h, reset_c, *weights)
     args = (x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c)
     if _use_reference(x):
@@ -93,7 +94,10 @@ def scan(
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors in the dtype that autocast asks for on the first one's device; float64 and integers stay."""
-    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
     return [
         t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
     ]
@@ -146,7 +150,7 @@ def scan_forward(
 @scan_forward.register_fake
 def _(mode, training, c_sequence, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights):
     directions, _, projected = h0.shape
-    gates, rows = GATES[mode], x.shape[:-1].numel()
+    gates, rows = GATES[mode], math.prod(x.shape[:-1])  # Size.numel() would fix the size in the graph
     hidden = weights[0].size(0) // gates
     lstm, sequence = c0 is not None, x.shape[:-1]
     saved = 4 if gates > 1 else 1

@@ -1,0 +1,35 @@
+"""How far results may be from what they are compared with, and why. Errors are relative to the largest element."""
+
+import torch
+
+# Against torch.nn or the reference in the same dtype, where both err. float64: sums of some hundred terms, each within
+# 1.1e-16, so 1e-12 leaves room for ill-conditioned gradients and none for a wrong formula.
+SAME = {torch.float64: 1e-12, torch.float32: 5e-5}
+
+# Against float64, ours may err at most this much more than torch.nn does ...
+RATIO = 1.5
+# ... beyond a floor: where torch.nn happens to be exact, as with one step, a ratio says nothing. Two roundings of the
+# largest element: one of the state that is stored, one of what it is made from.
+FLOOR = {dtype: 2 * torch.finfo(dtype).eps for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest difference, relative to the largest element of b; equal infinities and NaN are no difference."""
+    a, b = a.detach().double(), b.detach().double()
+    assert a.shape == b.shape, f"{list(a.shape)} instead of {list(b.shape)}"
+    if not a.numel():
+        return 0.0
+    if not b.isfinite().all():
+        assert torch.equal(a.isnan(), b.isnan()) and torch.equal(a.isinf(), b.isinf())
+        a, b = (t.nan_to_num(0, 0, 0) for t in (a, b))
+    return ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
+
+
+def assert_same(ours, theirs, dtype=torch.float64):
+    """Two nests of tensors agree to SAME[dtype]."""
+    ours, theirs = torch.utils._pytree.tree_leaves(ours), torch.utils._pytree.tree_leaves(theirs)
+    assert len(ours) == len(theirs)
+    for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert (a is None) == (b is None), f"result {place} is {a} instead of {b}"
+        if isinstance(b, torch.Tensor):
+            assert distance(a, b) <= SAME[dtype], f"result {place} is off by {distance(a, b):.2g}"
