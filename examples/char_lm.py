@@ -1,0 +1,274 @@
+"""A character language model on FusedLSTM: trains, generates, and races torch.nn.LSTM from the same weights.
+
+By default it reads the Python standard library's own sources. Ctrl-C saves everything; --resume goes on as if nothing
+had happened.
+
+    python examples/char_lm.py
+    python examples/char_lm.py --data my_novel.txt --steps 2000 --hidden 512
+    python examples/char_lm.py --resume --prompt "class " --temperature 0.5
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import signal
+import statistics
+import sys
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fusedrnn import FusedLSTM
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+KEPT = ("data", "embedding", "hidden", "layers", "batch", "length", "rate", "seed", "compare")  # a run's own options
+
+
+def options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", default="", help="a text file, or a folder of them (default: the Python standard library)")
+    add("--steps", type=int, default=250, help="training steps in all (default: %(default)s)")
+    add("--embedding", type=int, default=64, help="(default: %(default)s)")
+    add("--hidden", type=int, default=256, help="(default: %(default)s)")
+    add("--layers", type=int, default=2, help="(default: %(default)s)")
+    add("--batch", type=int, default=32, help="texts read side by side (default: %(default)s)")
+    add("--length", type=int, default=96, help="characters a step from each of them (default: %(default)s)")
+    add("--rate", type=float, default=4e-3, help="Adam's learning rate at its peak (default: %(default)s)")
+    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--no-compare", dest="compare", action="store_false", help="train FusedLSTM alone")
+    add("--out", type=Path, default=Path("runs/char_lm"), help="checkpoint and picture go here (default: %(default)s)")
+    add("--resume", action="store_true", help="go on with the checkpoint in --out; only --steps may change")
+    add("--prompt", default="def ", help="the generated sample begins with this (default: %(default)r)")
+    add("--temperature", type=float, default=0.7, help="0 always takes the likeliest character (default: %(default)s)")
+    add("--sample", type=int, default=400, help="characters to generate (default: %(default)s)")
+    args = parser.parse_args(argv)
+    for name in ("steps", "embedding", "hidden", "layers", "batch", "length"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.temperature < 0:
+        parser.error(f"--temperature must not be negative, got {args.temperature}")
+    return args
+
+
+class Text:
+    """Characters as numbers: ``train`` and ``held_out``, and the way there and back."""
+
+    def __init__(self, data: str):
+        if data:
+            root = Path(data)
+            files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
+        else:
+            files = sorted(Path(os.__file__).parent.glob("*.py"))
+        random.Random(0).shuffle(files)  # else the held-out end of the text were all of one kind
+        try:
+            text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
+        except OSError as error:
+            sys.exit(f"char_lm: cannot read --data: {error}")
+        if not text.strip():
+            sys.exit(f"char_lm: there is no text in {data}")
+        common = [character for character, _ in Counter(text).most_common(255)]
+        self.alphabet = sorted({*common, UNKNOWN})
+        self.checksum = zlib.crc32(text.encode("utf-8", "replace"))
+        numbers = self.encode(text)
+        self.train, self.held_out = numbers.split([len(text) - len(text) // 20, len(text) // 20])
+
+    def encode(self, text: str) -> Tensor:
+        codes = torch.frombuffer(bytearray(text.encode("utf-32-le", "replace")), dtype=torch.int32)
+        known = torch.tensor([ord(character) for character in self.alphabet], dtype=torch.int32)
+        numbers = torch.searchsorted(known, codes).clamp_(max=len(known) - 1)
+        return numbers.where(known[numbers] == codes, self.alphabet.index(UNKNOWN))
+
+    def decode(self, numbers: list[int]) -> str:
+        return "".join(self.alphabet[number] for number in numbers)
+
+
+class CharModel(nn.Module):
+    def __init__(self, lstm: type[nn.Module], alphabet: int, embedding: int, hidden: int, layers: int):
+        super().__init__()
+        self.embedding = nn.Embedding(alphabet, embedding)
+        self.lstm = lstm(embedding, hidden, layers)
+        self.linear = nn.Linear(hidden, alphabet)
+
+    def forward(self, characters: Tensor, state=None):
+        """characters [T, N] → logits of each one's successor [T, N, alphabet], and the state behind the last."""
+        y, state = self.lstm(self.embedding(characters), state)
+        return self.linear(y), state
+
+
+class Trainer:
+    """One model on its way through the text, with all that a checkpoint must hold."""
+
+    def __init__(self, model: CharModel, args: argparse.Namespace):
+        self.model, self.args = model, args
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=args.rate)
+        self.state: tuple[Tensor, Tensor] | None = None
+        self.losses: list[float] = []  # bits per character, one a step
+        self.seconds: list[float] = []
+
+    def step(self, window: Tensor) -> None:
+        """Truncated backpropagation: the state goes on from window to window, the gradient does not."""
+        start = time.perf_counter()
+        warm_up = min(1.0, (len(self.losses) + 1) / 20)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.rate * warm_up
+        logits, state = self.model(window[:-1], self.state)
+        loss = F.cross_entropy(logits.flatten(0, 1), window[1:].flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.state = tuple(s.detach() for s in state)
+        self.losses.append(loss.item() / math.log(2))
+        self.seconds.append(time.perf_counter() - start)
+
+    def rate(self) -> float:
+        """Characters per second, of the median step."""
+        return self.args.batch * self.args.length / statistics.median(self.seconds)
+
+    def state_dict(self) -> dict:
+        own = {name: getattr(self, name) for name in ("state", "losses", "seconds")}
+        return own | {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.state, self.losses, self.seconds = saved["state"], saved["losses"], saved["seconds"]
+
+
+@torch.no_grad()
+def held_out_bits(model: CharModel, numbers: Tensor, batch: int, length: int) -> float:
+    """Bits per character on text that was never trained on (its first 32 windows)."""
+    streams = side_by_side(numbers, batch)[: 32 * length + 1]
+    total, state = 0.0, None
+    for t in range(0, len(streams) - 1, length):
+        window = streams[t : t + length + 1]
+        logits, state = model(window[:-1], state)
+        total += F.cross_entropy(logits.flatten(0, 1), window[1:].flatten(), reduction="sum").item()
+    return total / (len(streams) - 1) / batch / math.log(2)
+
+
+def side_by_side(numbers: Tensor, batch: int) -> Tensor:
+    """[characters] → [T, N]: N texts read in parallel."""
+    return numbers[: len(numbers) // batch * batch].view(batch, -1).t().contiguous()
+
+
+@torch.no_grad()
+def generate(model: CharModel, text: Text, prompt: str, count: int, temperature: float) -> str:
+    numbers = text.encode(prompt or "\n").tolist()
+    logits, state = model(torch.tensor(numbers).unsqueeze(1))
+    for _ in range(count):
+        last = logits[-1, 0]
+        last[text.alphabet.index(UNKNOWN)] = -math.inf
+        if temperature == 0:
+            numbers.append(int(last.argmax()))
+        else:
+            numbers.append(int(torch.multinomial(torch.softmax(last / temperature, 0), 1)))
+        logits, state = model(torch.tensor([[numbers[-1]]]), state)
+    return text.decode(numbers)
+
+
+def save(path: Path, args: argparse.Namespace, text: Text, trainers: dict[str, Trainer]) -> None:
+    """Writes beside the old checkpoint and then replaces it: there is a whole one at every moment."""
+    content = {name: getattr(args, name) for name in KEPT}
+    content |= {"checksum": text.checksum, "random": torch.get_rng_state()}
+    content |= {"trainers": {name: trainer.state_dict() for name, trainer in trainers.items()}}
+    torch.save(content, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def draw(path: Path, trainers: dict[str, Trainer], bits: dict[str, float]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for (name, trainer), style in zip(trainers.items(), ({"lw": 4, "alpha": 0.4}, {"lw": 1, "color": "black"})):
+        label = f"{name}: {trainer.rate():,.0f} characters/s, held-out {bits[name]:.3f} bits"
+        axes.plot(range(1, len(trainer.losses) + 1), trainer.losses, label=label, **style)
+    axes.set(xlabel="step", ylabel="training loss, bits per character", title="Same seed, same text, same steps")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = options(argv)
+    checkpoint, saved = args.out / "checkpoint.pt", None
+    if args.resume:
+        if not checkpoint.exists():
+            sys.exit(f"char_lm: --resume, but there is no {checkpoint}")
+        saved = torch.load(checkpoint)
+        vars(args).update({name: saved[name] for name in KEPT})
+    text = Text(args.data)
+    if saved and saved["checksum"] != text.checksum:
+        sys.exit(f"char_lm: the text is not the one that {checkpoint} was trained on")
+    train = side_by_side(text.train, args.batch)
+    windows = (len(train) - 1) // args.length
+    if windows < 1 or len(text.held_out) < 2 * args.batch:
+        needed = max((args.length + 1) * args.batch * 20 // 19, 40 * args.batch) + 20
+        sys.exit(f"char_lm: the text is too short for --batch and --length: these need about {needed} characters")
+
+    torch.manual_seed(args.seed)
+    trainers = {}
+    for lstm in (FusedLSTM, nn.LSTM) if args.compare else (FusedLSTM,):
+        model = CharModel(lstm, len(text.alphabet), args.embedding, args.hidden, args.layers)
+        if trainers:
+            model.load_state_dict(trainers["FusedLSTM"].model.state_dict())
+        trainers["FusedLSTM" if lstm is FusedLSTM else "torch.nn.LSTM"] = Trainer(model, args)
+    if saved:
+        for name, trainer in trainers.items():
+            trainer.load_state_dict(saved["trainers"][name])
+        torch.set_rng_state(saved["random"])
+    args.out.mkdir(parents=True, exist_ok=True)
+    fused = trainers["FusedLSTM"]
+    print(f"{len(text.train):,} characters to train on, {len(text.held_out):,} held out, {len(text.alphabet)} different")
+    print(f"{sum(p.numel() for p in fused.model.parameters()):,} parameters, {torch.get_num_threads()} threads")
+
+    interrupted = []
+    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.append(signal.signal(signal.SIGINT, previous)))
+    with tqdm(total=args.steps, initial=len(fused.losses), unit="step") as bar:
+        while len(fused.losses) < args.steps and not interrupted:
+            step = len(fused.losses)
+            t = step % windows * args.length
+            if t == 0:
+                for trainer in trainers.values():
+                    trainer.state = None  # from the top of the text
+            for trainer in list(trainers.values())[:: 1 if step % 2 else -1]:  # neither always goes first
+                trainer.step(train[t : t + args.length + 1])
+            bar.set_postfix_str(f"{fused.losses[-1]:.3f} bits")
+            bar.update()
+            if step % 100 == 99:
+                save(checkpoint, args, text, trainers)
+    save(checkpoint, args, text, trainers)
+    signal.signal(signal.SIGINT, previous)
+    if interrupted:
+        print(f"Interrupted after step {len(fused.losses)}; all is in {checkpoint}. To go on, add --resume")
+        return 130
+
+    bits = {name: held_out_bits(t.model, text.held_out, args.batch, args.length) for name, t in trainers.items()}
+    print(f"\n{generate(fused.model, text, args.prompt, args.sample, args.temperature)}\n")
+    print(f"{'':16}{'held-out bits/char':>20}{'characters/second':>20}")
+    for name, trainer in trainers.items():
+        print(f"{name:16}{bits[name]:>20.4f}{trainer.rate():>20,.0f}")
+    if args.compare:
+        theirs = trainers["torch.nn.LSTM"]
+        gap = max(abs(a - b) for a, b in zip(fused.losses, theirs.losses, strict=True))
+        print(f"{fused.rate() / theirs.rate():.2f} times as fast; the loss curves differ by at most {gap:.1e} bits")
+    draw(args.out / "loss.png", trainers, bits)
+    print(f"Loss curves: {args.out / 'loss.png'}   Checkpoint: {checkpoint}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
