@@ -1,0 +1,147 @@
+"""The benchmark without its clock: its shapes can be built, everybody computes the same, and what it says follows."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import bench
+import pytest
+import report
+import torch
+from peers import PEERS, Work, contender, error, installed, tensors
+from shapes import CALLS, SHAPES, Shape
+
+ROOT = Path(__file__).parent.parent
+
+
+def small(shape: Shape) -> Shape:
+    """The same work with fewer steps and units."""
+    H = min(shape.H, 8)
+    return dataclasses.replace(
+        shape, T=min(shape.T, 12), N=min(shape.N, 3), I=min(shape.I, 5), H=H, proj=min(shape.proj, H // 2)
+    )
+
+
+SMALL = list({shape.name: shape for shape in map(small, SHAPES)}.values())
+
+
+def test_names_are_told_apart():
+    names = [shape.name for shape in SHAPES]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("shape", SMALL, ids=lambda s: s.name)
+def test_whoever_can_compute_a_shape_agrees_with_float64(shape, call):
+    work = Work(shape)
+    with torch.set_grad_enabled(call == "training"):
+        exact = tensors(contender(work.double(), "torch", call)())
+        found = {who: contender(work, who, call) for who in ("fusedrnn", *PEERS)}
+        errors = {who: error(tensors(run()), exact) for who, run in found.items() if run}
+    assert {"fusedrnn", "torch"} <= set(errors)
+    assert ("loop" in errors) == shape.loop
+    assert all(value <= bench.AGREEMENT[shape.dtype] for value in errors.values()), errors
+
+
+@pytest.mark.skipif(not installed("onnxruntime"), reason="onnxruntime and onnx are not installed")
+@pytest.mark.parametrize("layers, directions", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_the_onnx_model_is_the_module(cell, layers, directions):
+    work = Work(Shape(cell, 7, 3, 5, 6, "", layers=layers, directions=directions))
+    with torch.no_grad():
+        exact = tensors(contender(work.double(), "torch", "forward")())
+    assert error(tensors(contender(work, "onnxruntime", "forward")()), exact) < 1e-6
+
+
+def test_a_wrong_result_ends_the_run(monkeypatch, tmp_path, capsys):
+    wrong = lambda run: lambda: [t + 0.01 for t in tensors(run())]  # noqa: E731
+    monkeypatch.setattr(
+        bench,
+        "contender",
+        lambda work, who, *args: (wrong if who == "fusedrnn" else lambda run: run)(contender(work, who, *args)),
+    )
+    monkeypatch.setattr(bench, "SHAPES", [Shape("GRU", 5, 2, 3, 4, "")])
+    monkeypatch.setattr(bench, "plan", lambda args: [("results", bench.SHAPES[0], "forward", 1)])
+    assert bench.main(["--out", str(tmp_path / "out.json"), "--peers", "torch"]) == 1
+    assert "fusedrnn is off by 0.01" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["results"] == []
+
+
+def test_flops_count_the_rows_that_are_there():
+    shape = Shape("LSTM", 10, 2, 3, 4, "", layers=2, directions=2)
+    assert shape.flops("forward") == 2 * 20 * 2 * 4 * 4 * ((3 + 4) + (8 + 4))
+    assert shape.flops("training") == 3 * shape.flops("forward")
+    ragged = dataclasses.replace(shape, T=30, form="packed")
+    assert ragged.lengths().tolist() in ([10, 30], [30, 10])
+    assert ragged.flops("forward") == 2 * shape.flops("forward")
+
+
+def result(speedup, shape=SHAPES[0], **contenders):
+    def timed(value):
+        return {"ms": [1.0, 1.0, 1.0], "error": 1e-7, "speedup": [value * 0.98, value, value * 1.02]}
+
+    found = {"fusedrnn": timed(1.0)} | {who: timed(value) for who, value in {"torch": speedup, **contenders}.items()}
+    found = {"name": shape.name, "call": "forward", "threads": 1, "shape": dataclasses.asdict(shape)} | {
+        "gflop": 1.0,
+        "peak": 2000.0,
+        "contenders": found,
+    }
+    return found
+
+
+def run(*results):
+    return {"results": list(results), "memory": [], "contention": []}
+
+
+@pytest.mark.parametrize("now, slower", [(1.0, 1), (1.4, 1), (1.45, 0), (2.0, 0)])
+def test_compare_flags_a_slowdown_beyond_the_noise(now, slower):
+    assert len(report.compare(run(result(now)), run(result(1.5)))) == slower
+
+
+def test_compare_ignores_what_was_not_timed_before():
+    assert report.compare(run(result(0.1)), run(result(1.5, SHAPES[1]))) == []
+
+
+def test_the_summary_marks_what_falls_short():
+    lstm = next(s for s in SHAPES if s.name == "LSTM-fp32-100x16x128x128")
+    text = report.summary(run(result(0.9, lstm, onnxruntime=1.2), result(1.5, SHAPES[0])))
+    (row,) = [r for r in text.splitlines() if r.startswith("LSTM fp32 forward, grid")]
+    assert row.split()[-5:] == ["1.00", "1.35", "!0.90", "!1.16", lstm.name]
+    (row,) = [r for r in text.splitlines() if "best of all peers" in r]  # one step is not asked for here
+    assert row.split()[-2:] == ["1.00", "!0.90"]
+
+
+def test_every_floor_is_about_a_shape_that_is_timed():
+    everything = [
+        {"call": call, "threads": 1, "shape": dataclasses.asdict(shape)}
+        for shape in SHAPES
+        for call in bench.calls_of(shape)
+    ]
+    for floor in report.FLOORS:
+        if floor.section == "results":
+            assert any(map(floor.select, everything)), floor.work
+    assert {*bench.MEMORY, bench.CONTENTION} <= {shape.name for shape in SHAPES}
+
+
+@pytest.mark.parametrize("script", ["bench.py", "plot.py"])
+def test_help(script):
+    if script == "plot.py":
+        pytest.importorskip("matplotlib")
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "usage:" in done.stdout
+
+
+def test_a_small_run_from_end_to_end(tmp_path):
+    pytest.importorskip("tqdm")
+    command = [sys.executable, ROOT / "benchmarks" / "bench.py", "--only", "^LSTM-fp32-1x1x128x128/forward/1$"]
+    command += ["--threads", "1", "--seconds", "0.01", "--out", tmp_path / "out.json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [report.key(r) for r in found["results"]] == ["LSTM-fp32-1x1x128x128/forward/1"]
+    assert re.search(r"LSTM fp32 forward, grid", done.stdout)
+    assert "fusedrnn" in found["results"][0]["contenders"]
