@@ -27,17 +27,20 @@ def wall_clock(call: Callable, count: int) -> float:
 
 
 def alternate(
-    contenders: dict[str, Callable], seconds: float, clock=wall_clock, least: int = 5, most: int = 200
+    contenders: dict[str, Callable], seconds: float, clock=wall_clock, least: int = 3, most: int = 200
 ) -> dict[str, list[float]]:
-    """Seconds a call of each contender, one sample a round. The order changes from round to round."""
-    for call in contenders.values():
-        call()
-    first = {who: clock(call, 1) for who, call in contenders.items()}
-    order, samples = list(contenders), {who: [] for who in contenders}
+    """Seconds a call of each contender, one sample a round; the order changes from round to round.
+
+    Each contender must have been called once, or its first sample will hold what only a first call does.
+    """
     begin, enabled = time.perf_counter(), gc.isenabled()
     gc.disable()
     try:
-        for rounds in range(most):
+        first = {who: clock(call, 1) for who, call in contenders.items()}
+        order, samples = list(contenders), {who: [] for who in contenders}
+        if min(first.values()) > WARM:  # they were a round already
+            samples = {who: [duration] for who, duration in first.items()}
+        for rounds in range(len(samples[order[0]]), most):
             if rounds >= least and time.perf_counter() - begin > seconds:
                 break
             for who in order:

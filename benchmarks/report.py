@@ -238,10 +238,13 @@ def _judged(value: float, limit: float | None, at_most: bool) -> str:
 
 def compare(new: dict, old: dict) -> list[str]:
     """What got slower against torch.nn in the same run, beyond the spread of both runs and the noise between runs."""
-    before, slower = {key(r): r for r in old["results"]}, []
-    for result in new["results"]:
-        if key(result) in before:
-            was, now = (r["contenders"]["torch"]["speedup"] for r in (before[key(result)], result))
-            if now[2] < was[0] and now[1] < (1 - NOISE) * was[1]:
-                slower.append(f"{key(result)}: {now[1]:.2f} times torch.nn's speed, was {was[1]:.2f}")
+    before = {key(r): r for r in old["results"]}
+    both = [(before[key(r)], r) for r in new["results"] if key(r) in before]
+    if not both:
+        return ["Nothing to compare: the older results have no name in common with these."]
+    slower = []
+    for pair in both:
+        was, now = (r["contenders"]["torch"]["speedup"] for r in pair)
+        if now[2] < was[0] and now[1] < (1 - NOISE) * was[1]:
+            slower.append(f"Slower: {key(pair[1])} has {now[1]:.2f} times torch.nn's speed, had {was[1]:.2f}")
     return slower

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import bench
+import measure
 import pytest
 import report
 import torch
@@ -71,6 +72,16 @@ def test_a_wrong_result_ends_the_run(monkeypatch, tmp_path, capsys):
     assert json.loads((tmp_path / "out.json").read_text())["results"] == []
 
 
+def test_contenders_are_timed_in_turns_until_the_time_is_over():
+    calls, time = [], iter(range(1000))
+    clock = lambda call, count: [call(), next(time)][1] * 1e-3 + measure.WARM  # noqa: E731
+    who = {name: lambda name=name: calls.append(name) for name in "ab"}
+    samples = measure.alternate(who, seconds=0, clock=clock, least=4)
+    assert {name: len(s) for name, s in samples.items()} == {"a": 4, "b": 4}
+    rounds = ["".join(calls[k : k + 2]) for k in range(0, len(calls), 2)]
+    assert set(rounds) == {"ab", "ba"}
+
+
 def test_flops_count_the_rows_that_are_there():
     shape = Shape("LSTM", 10, 2, 3, 4, "", layers=2, directions=2)
     assert shape.flops("forward") == 2 * 20 * 2 * 4 * 4 * ((3 + 4) + (8 + 4))
@@ -103,7 +114,11 @@ def test_compare_flags_a_slowdown_beyond_the_noise(now, slower):
 
 
 def test_compare_ignores_what_was_not_timed_before():
-    assert report.compare(run(result(0.1)), run(result(1.5, SHAPES[1]))) == []
+    assert report.compare(run(result(0.1), result(1.5, SHAPES[1])), run(result(1.5, SHAPES[1]))) == []
+
+
+def test_compare_says_when_there_is_nothing_to_compare():
+    assert "Nothing to compare" in report.compare(run(result(1.5)), run(result(1.5, SHAPES[1])))[0]
 
 
 def test_the_summary_marks_what_falls_short():
@@ -127,12 +142,11 @@ def test_every_floor_is_about_a_shape_that_is_timed():
     assert {*bench.MEMORY, bench.CONTENTION} <= {shape.name for shape in SHAPES}
 
 
-@pytest.mark.parametrize("script", ["bench.py", "plot.py"])
-def test_help(script):
-    if script == "plot.py":
-        pytest.importorskip("matplotlib")
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / script, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "usage:" in done.stdout
+@pytest.mark.parametrize("script", ["bench", "plot"])
+def test_help(script, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        pytest.importorskip(script).main(["--help"])
+    assert "usage:" in capsys.readouterr().out
 
 
 def test_a_small_run_from_end_to_end(tmp_path):
