@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import statistics
 import sys
 import warnings
@@ -200,6 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     if absent:
         print(f"Not installed, so not compared with: {', '.join(absent)} (pip install 'fusedrnn[bench]')")
     warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")  # a fact about torch.nn
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was measured so far is kept
     status = execute(args, run)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(run, indent=1) + "\n")
