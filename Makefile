@@ -9,6 +9,7 @@ BIN := .venv/bin
 # pip's name for the wanted torch, as a file name: another TORCH is another stamp
 TORCH_STAMP := .venv/.$(shell printf %s "$(TORCH)" | tr -c 'A-Za-z0-9.' _)
 SOURCES := $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
+CUDA_ON_CPU := $(wildcard $(foreach kind,*.h *.cpp *.cu,tests/cuda_on_cpu/$(kind) tests/cuda_on_cpu/*/$(kind)))
 ASAN := build/asan
 
 .DEFAULT_GOAL := help
@@ -34,7 +35,7 @@ bench: build .venv/.bench ## time named shapes against torch.nn and others (ARGS
 lint: .venv/.lint ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=)
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(CUDA_ON_CPU)
 
 asan: build ## the tests of scan under AddressSanitizer and UBSan, in build/asan
 	mkdir -p $(ASAN)

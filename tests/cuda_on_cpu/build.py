@@ -1,0 +1,71 @@
+"""Compiles CUDA sources with g++ against the emulator, into build/cuda_on_cpu. What is up to date is not made again."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shlex
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+HERE = ROOT / "tests/cuda_on_cpu"
+CUDA = ROOT / "csrc/cuda"
+BUILD = ROOT / "build/cuda_on_cpu"
+
+CXX = shlex.split(os.environ.get("CXX") or "g++")
+COMMON = ["-std=c++20", "-g1", "-fPIC", "-fno-strict-aliasing"]
+# flags of every file; flags of those that hold kernels. Registers and variables that are not set hold a pattern.
+FLAGS = {
+    "plain": (["-O2"], ["-ftrivial-auto-var-init=pattern"]),
+    "tsan": (["-O1", "-DEMULATOR_TSAN"], ["-fsanitize=thread"]),
+    "asan": (
+        ["-O1", "-DEMULATOR_ASAN", "-fno-omit-frame-pointer"],
+        ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    ),
+}
+SANITIZER = {"plain": [], "tsan": ["-fsanitize=thread"], "asan": ["-fsanitize=address,undefined"]}
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def compile(source: Path, flags: list[str]) -> Path:
+    """Returns the object file of a source, made for exactly this text, these headers and these flags."""
+    command = [*CXX, *COMMON, *flags, "-x", "c++", str(source)]
+    text = subprocess.run([*command, "-E"], capture_output=True, text=True)
+    if text.returncode:
+        raise RuntimeError(text.stderr)
+    key = hashlib.sha256("\0".join([*command, text.stdout]).encode()).hexdigest()[:20]
+    target = BUILD / f"{source.stem}-{key}.o"
+    if not target.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(f".{os.getpid()}.o")
+        run([*command, "-c", "-o", str(partial)])
+        partial.rename(target)
+    return target
+
+
+@functools.cache
+def build(name: str, kernels: tuple[Path], others: tuple[Path] = (), mode: str = "plain", include: Path = CUDA) -> Path:
+    """Returns the program or, for a name that ends in .so, the library of these sources and the emulator."""
+    flags, kernel_flags = FLAGS[mode]
+    runtime_flags = flags + (kernel_flags if mode == "asan" else [])  # ThreadSanitizer would report the runtime itself
+    paths = ["-I", str(HERE), "-I", str(include)]
+    jobs = [(source, flags + kernel_flags + paths) for source in kernels]
+    jobs += [(source, runtime_flags + paths) for source in [*sorted((HERE / "emulator").glob("*.cpp")), *others]]
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 2))) as pool:
+        objects = [str(path) for path in pool.map(lambda job: compile(*job), jobs)]
+    key = hashlib.sha256("\0".join([*CXX, mode, *objects]).encode()).hexdigest()[:20]
+    target = BUILD / f"{Path(name).stem}-{mode}-{key}{Path(name).suffix}"
+    if not target.exists():
+        partial = target.with_suffix(f".{os.getpid()}")
+        shared = ["-shared"] if target.suffix == ".so" else []
+        run([*CXX, *shared, *SANITIZER[mode], *objects, "-o", str(partial)])
+        partial.rename(target)
+    return target
