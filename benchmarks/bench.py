@@ -127,7 +127,7 @@ def contention_of(shape: Shape, threads: int, seconds: float) -> dict:
             function()
         alone = measure.alternate(found, seconds)
         with measure.busy_processes(os.cpu_count() or 1):
-            beside = measure.alternate(found, 2 * seconds)
+            beside = measure.alternate(found, max(2.0, 2 * seconds))
     slower = {who: statistics.fmean(beside[who]) / statistics.median(alone[who]) for who in found}
     return {"name": shape.name, "call": "forward", "threads": threads, "shape": dataclasses.asdict(shape), **slower}
 

@@ -16,9 +16,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: E402
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter  # noqa: E402
 from report import CALL_NAMES, gflops_of  # noqa: E402
-from shapes import CALLS, GRIDS, SHORT  # noqa: E402
+from shapes import CALLS, GRID, GRIDS, SHORT  # noqa: E402
 
 NAMES = {
     "torch": "torch.nn",
@@ -26,52 +26,19 @@ NAMES = {
     "openvino": "OpenVINO",
     "loop": "loop over torch.nn's cell",
 }
-COLOURS = {
-    "torch": "#d1495b",
-    "onnxruntime": "#2e86ab",
-    "openvino": "#8d6a9f",
-    "loop": "#b0a08a",
-    "fusedrnn": "#1b7f5c",
-}
-TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+COLOURS = {"torch": "#d1495b", "onnxruntime": "#2e86ab", "openvino": "#8d6a9f", "loop": "#b0a08a"}
+COLOURS["fusedrnn"] = "#1b7f5c"
+FADED = 0.45  # of bars of those that are faster than we are
 
 
-def size_of(result: dict) -> str:
-    s = result["shape"]
-    return f"{s['T']} × {s['N']} × {s['H']}"
+def logarithmic(axis) -> None:
+    axis.set_major_locator(FixedLocator([0.1, 0.3, 1, 3, 10, 30, 100]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
 
 
-def bars(axes, results: list[dict], label) -> None:
-    """A row for each result, in it a bar for each peer: times as fast as it, with the quartiles of the rounds."""
-    ticks = []
-    place = 0.0
-    for result in results:
-        peers = [who for who in NAMES if who in result["contenders"]]
-        for k, who in enumerate(peers):
-            low, middle, high = result["contenders"][who]["speedup"]
-            y = place + k
-            axes.barh(y, middle - 1, left=1, height=0.9, color=COLOURS[who], alpha=1 if middle >= 1 else 0.6)
-            axes.plot([low, high], [y, y], color="black", lw=0.8)
-            axes.annotate(
-                f"{middle:.2f}" if middle < 9.95 else f"{middle:.0f}",
-                (max(high, 1), y),
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=6.5,
-            )
-        ticks.append((place + (len(peers) - 1) / 2, label(result)))
-        place += len(peers) + 0.7
-    axes.axvline(1, color="black", lw=1)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(TICKS))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks], fontsize=7.5)
-    axes.set_ylim(place - 0.5, -0.9)
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.margins(x=0.15)
+def number(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 9.95 else f"{ratio:.0f}"
 
 
 def legend(figure, who: list[str]) -> None:
@@ -79,67 +46,105 @@ def legend(figure, who: list[str]) -> None:
     figure.legend(handles, [NAMES.get(name, name) for name in who], loc="outside lower center", ncols=len(who))
 
 
-def grid_panels(results: list[dict], draw, title: str):
-    """Two rows, forward and forward+backward; a column for each cell and dtype of the grid."""
-    grid = [r for r in results if r["shape"]["source"] == "grid"]
-    columns = [(c, d) for c, d in GRIDS if any((r["shape"]["cell"], r["shape"]["dtype"]) == (c, d) for r in grid)]
-    if not columns:
-        sys.exit("plot: there are no results of the grid with that number of threads")
-    figure, panels = pyplot.subplots(
-        2, len(columns), figsize=(1.2 + 2.9 * len(columns), 8.5), layout="constrained", squeeze=False, sharex="row"
-    )
-    for row, call in zip(panels, CALLS, strict=True):
-        for axes, (cell, dtype) in zip(row, columns, strict=True):
-            wanted = (cell, dtype, call)
-            draw(axes, [r for r in grid if (r["shape"]["cell"], r["shape"]["dtype"], r["call"]) == wanted])
-            axes.set_title(f"{cell} {SHORT[dtype]} {CALL_NAMES[call]}", fontsize=10)
-    figure.suptitle(title)
-    return figure
-
-
 def peers_in(results: list[dict]) -> list[str]:
     return [who for who in NAMES if any(who in r["contenders"] for r in results)]
 
 
-def speedup(results: list[dict], where: str):
-    figure = grid_panels(
-        results, lambda axes, r: bars(axes, r, size_of), f"Times as fast as each peer (T × N × I=H), {where}"
+def grid_panels(results: list[dict], draw, title: str):
+    """A row for each cell and dtype of the grid; forward on the left, forward+backward on the right."""
+    grid = [r for r in results if r["shape"]["source"] == "grid"]
+    rows = [(c, d) for c, d in GRIDS if any((r["shape"]["cell"], r["shape"]["dtype"]) == (c, d) for r in grid)]
+    if not rows:
+        sys.exit("plot: there are no results of the grid with that number of threads")
+    size = 11, 1.2 + 1.9 * len(rows)
+    figure, panels = pyplot.subplots(
+        len(rows), 2, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey="row"
     )
-    legend(figure, peers_in([r for r in results if r["shape"]["source"] == "grid"]))
+    for (cell, dtype), row in zip(rows, panels, strict=True):
+        for call, axes in zip(CALLS, row, strict=True):
+            chosen = [r for r in grid if (r["shape"]["cell"], r["shape"]["dtype"], r["call"]) == (cell, dtype, call)]
+            draw(axes, [(GRID.index(tuple(r["shape"][n] for n in "TNH")), r) for r in chosen])
+            axes.set_title(f"{cell} {SHORT[dtype]}, {CALL_NAMES[call]}", fontsize=9)
+            axes.tick_params(labelsize=8)
+            axes.grid(axis="y", alpha=0.3)
+            axes.set_axisbelow(True)
+    for axes in panels[-1]:
+        axes.set_xticks(range(len(GRID)), [f"T {T}\nN {N}\nH {H}" for T, N, H in GRID])
+        axes.set_xlim(-0.6, len(GRID) - 0.4)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
-def practice(results: list[dict], where: str):
-    chosen = [r for r in results if r["shape"]["source"] != "grid"]
-    figure, panels = pyplot.subplots(
-        1, 2, figsize=(13, 1.5 + 0.33 * max(1, len(chosen))), layout="constrained", squeeze=False
-    )
-    for axes, call in zip(panels[0], CALLS, strict=True):
-        bars(axes, [r for r in chosen if r["call"] == call], lambda r: r["name"])
-        axes.set_title(CALL_NAMES[call], fontsize=10)
-    figure.suptitle(f"Times as fast as each peer, {where}")
-    legend(figure, peers_in(chosen))
+def speedup(results: list[dict], where: str):
+    peers = peers_in([r for r in results if r["shape"]["source"] == "grid" and r["call"] == "forward"])
+
+    def bars(axes, placed):
+        axes.set_yscale("log")
+        axes.scatter([0, 0], [0.5, 2], s=0)  # so much is always in sight
+        for x, result in placed:
+            here = [who for who in peers if who in result["contenders"]]
+            for k, who in enumerate(here):
+                low, middle, high = result["contenders"][who]["speedup"]
+                place = x + (k - (len(here) - 1) / 2) * 0.22
+                axes.bar(place, middle - 1, 0.2, 1, color=COLOURS[who], alpha=1 if middle >= 1 else FADED)
+                axes.plot([place, place], [low, high], color="black", lw=0.7)
+                above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+                axes.annotate(number(middle), (place, max(high, 1)), rotation=90, fontsize=6, **above)
+        axes.axhline(1, color="black", lw=1)
+        logarithmic(axes.yaxis)
+        axes.margins(y=0.2)
+
+    figure = grid_panels(results, bars, f"Times as fast as each peer, I = H; {where}")
+    legend(figure, peers)
     return figure
 
 
 def peak(results: list[dict], where: str):
-    def dumbbells(axes, chosen):
-        for y, result in enumerate(chosen):
-            shares = {who: 100 * gflops_of(result, who) / result["peak"] for who in ("torch", "fusedrnn")}
-            axes.plot(list(shares.values()), [y, y], color="grey", lw=1.5, zorder=1)
-            for who, value in shares.items():
-                axes.scatter(value, y, s=36, color=COLOURS[who], zorder=2)
-        axes.axvline(100, color="black", lw=1)
-        axes.set_yticks(range(len(chosen)), [size_of(r) for r in chosen], fontsize=7.5)
-        axes.set_ylim(len(chosen) - 0.5, -0.5)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
-        axes.grid(alpha=0.3)
+    def dots(axes, placed):
+        for x, result in placed:
+            shares = {who: gflops_of(result, who) / result["peak"] for who in ("torch", "fusedrnn")}
+            axes.plot([x, x], list(shares.values()), color="grey", lw=1.5, zorder=1)
+            for who, share in shares.items():
+                axes.scatter(x, share, s=32, color=COLOURS[who], zorder=2)
+        axes.axhline(1, color="black", lw=1)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
 
-    figure = grid_panels(
-        results, dumbbells, f"Share of this machine's torch.mm peak, same dtype and threads (T × N × I=H), {where}"
-    )
+    title = "Share of this machine's torch.mm peak in the same dtype and with the same threads, I = H"
+    figure = grid_panels(results, dots, f"{title}\n{where}")
     legend(figure, ["fusedrnn", "torch"])
+    return figure
+
+
+def practice(results: list[dict], where: str):
+    """All other shapes, by name."""
+    chosen = [r for r in results if r["shape"]["source"] != "grid"]
+    size = 13, 1.5 + 0.3 * max(1, len(chosen))
+    figure, panels = pyplot.subplots(1, 2, figsize=size, layout="constrained")
+    for axes, call in zip(panels, CALLS, strict=True):
+        place, ticks = 0.0, {}
+        for result in (r for r in chosen if r["call"] == call):
+            here = [who for who in NAMES if who in result["contenders"]]
+            ticks[result["name"]] = place + (len(here) - 1) / 2
+            for who in here:
+                low, middle, high = result["contenders"][who]["speedup"]
+                axes.barh(place, middle - 1, 0.9, 1, color=COLOURS[who], alpha=1 if middle >= 1 else FADED)
+                axes.plot([low, high], [place, place], color="black", lw=0.8)
+                beside = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+                axes.annotate(number(middle), (max(high, 1), place), fontsize=7, **beside)
+                place += 1
+            place += 0.7
+        axes.axvline(1, color="black", lw=1)
+        axes.set_xscale("log")
+        logarithmic(axes.xaxis)
+        axes.margins(x=0.12)
+        axes.set_yticks(list(ticks.values()), list(ticks), fontsize=8)
+        axes.set_ylim(place - 0.5, -0.9)
+        axes.set_title(CALL_NAMES[call], fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.suptitle(f"Times as fast as each peer; {where}")
+    legend(figure, peers_in(chosen))
     return figure
 
 
@@ -156,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     for draw in (speedup, practice, peak):
         path = args.out / f"{draw.__name__}.png"
-        draw(results, where).savefig(path, dpi=110)
+        draw(results, where).savefig(path, dpi=120)
         print(path)
     return 0
 

@@ -23,7 +23,7 @@ from shapes import GRID
 import fusedrnn.info
 
 ROOT = Path(__file__).resolve().parent.parent
-NOISE = 0.05  # medians of two runs on one idle machine differ by less
+NOISE = 0.05  # medians of two runs of one build on an idle machine differ by less, mostly
 CALL_NAMES = {"forward": "forward", "training": "forward+backward"}
 
 
@@ -237,7 +237,11 @@ def _judged(value: float, limit: float | None, at_most: bool) -> str:
 
 
 def compare(new: dict, old: dict) -> list[str]:
-    """What got slower against torch.nn in the same run, beyond the spread of both runs and the noise between runs."""
+    """What got slower, beyond the spread within both runs and the noise between runs.
+
+    Against torch.nn in the same run, as the machine may have changed; and, on the same processor, also by the clock, as
+    torch.nn may have: the lesser of both slowdowns counts.
+    """
     before = {key(r): r for r in old["results"]}
     both = [(before[key(r)], r) for r in new["results"] if key(r) in before]
     if not both:
@@ -245,6 +249,11 @@ def compare(new: dict, old: dict) -> list[str]:
     slower = []
     for pair in both:
         was, now = (r["contenders"]["torch"]["speedup"] for r in pair)
-        if now[2] < was[0] and now[1] < (1 - NOISE) * was[1]:
-            slower.append(f"Slower: {key(pair[1])} has {now[1]:.2f} times torch.nn's speed, had {was[1]:.2f}")
+        changes = [[was[0] / now[2], was[1] / now[1]]]  # of the nearest quartiles, of the medians
+        if new["machine"]["cpu"] == old["machine"]["cpu"]:
+            was, now = (r["contenders"]["fusedrnn"]["ms"] for r in pair)
+            changes.append([now[0] / was[2], now[1] / was[1]])
+        nearest, median = map(min, zip(*changes, strict=True))
+        if nearest > 1 and median > 1 + NOISE:
+            slower.append(f"Slower: {key(pair[1])} takes {median:.2f} times as long as before")
     return slower

@@ -91,26 +91,34 @@ def test_flops_count_the_rows_that_are_there():
     assert ragged.flops("forward") == 2 * shape.flops("forward")
 
 
-def result(speedup, shape=SHAPES[0], **contenders):
+def result(speedup, shape=SHAPES[0], ms=1.0, **contenders):
     def timed(value):
-        return {"ms": [1.0, 1.0, 1.0], "error": 1e-7, "speedup": [value * 0.98, value, value * 1.02]}
+        spread = 0.98, 1.0, 1.02
+        return {"ms": [ms * k for k in spread], "error": 1e-7, "speedup": [value * k for k in spread]}
 
     found = {"fusedrnn": timed(1.0)} | {who: timed(value) for who, value in {"torch": speedup, **contenders}.items()}
-    found = {"name": shape.name, "call": "forward", "threads": 1, "shape": dataclasses.asdict(shape)} | {
-        "gflop": 1.0,
-        "peak": 2000.0,
-        "contenders": found,
-    }
-    return found
+    shape = {"name": shape.name, "call": "forward", "threads": 1, "shape": dataclasses.asdict(shape)}
+    return shape | {"gflop": 1.0, "peak": 2000.0, "contenders": found}
 
 
-def run(*results):
-    return {"results": list(results), "memory": [], "contention": []}
+def run(*results, cpu="a processor"):
+    return {"machine": {"cpu": cpu}, "results": list(results), "memory": [], "contention": []}
 
 
-@pytest.mark.parametrize("now, slower", [(1.0, 1), (1.4, 1), (1.45, 0), (2.0, 0)])
-def test_compare_flags_a_slowdown_beyond_the_noise(now, slower):
-    assert len(report.compare(run(result(now)), run(result(1.5)))) == slower
+@pytest.mark.parametrize(
+    "speedup, ms, cpu, slower",
+    [
+        (1.0, 1.5, "a processor", 1),
+        (1.4, 1.07, "a processor", 1),
+        (1.45, 1.03, "a processor", 0),  # within the noise
+        (1.0, 1.0, "a processor", 0),  # torch.nn became faster
+        (1.5, 3.0, "a processor", 0),  # the machine became slower
+        (1.0, 0.5, "another", 1),
+        (2.0, 0.7, "a processor", 0),
+    ],
+)
+def test_compare_flags_a_slowdown_beyond_the_noise(speedup, ms, cpu, slower):
+    assert len(report.compare(run(result(speedup, ms=ms), cpu=cpu), run(result(1.5)))) == slower
 
 
 def test_compare_ignores_what_was_not_timed_before():
@@ -145,7 +153,7 @@ def test_every_floor_is_about_a_shape_that_is_timed():
 @pytest.mark.parametrize("script", ["bench", "plot"])
 def test_help(script, capsys):
     with pytest.raises(SystemExit, match="0"):
-        pytest.importorskip(script).main(["--help"])
+        pytest.importorskip(script, reason="matplotlib is not installed").main(["--help"])
     assert "usage:" in capsys.readouterr().out
 
 
@@ -159,3 +167,12 @@ def test_a_small_run_from_end_to_end(tmp_path):
     assert [report.key(r) for r in found["results"]] == ["LSTM-fp32-1x1x128x128/forward/1"]
     assert re.search(r"LSTM fp32 forward, grid", done.stdout)
     assert "fusedrnn" in found["results"][0]["contenders"]
+
+
+def test_results_can_be_drawn(tmp_path):
+    plot = pytest.importorskip("plot", reason="matplotlib is not installed")
+    packed = next(shape for shape in SHAPES if shape.form == "packed")
+    found = run(result(0.9, onnxruntime=20.0), result(3.0, packed))
+    (tmp_path / "run.json").write_text(json.dumps(found))
+    assert plot.main([str(tmp_path / "run.json"), "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.glob("*.png")} == {"speedup.png", "practice.png", "peak.png"}
