@@ -118,9 +118,9 @@ class Trainer:
     def step(self, window: Tensor) -> None:
         """Truncated backpropagation: the state goes on from window to window, the gradient does not."""
         start = time.perf_counter()
-        warm_up = min(1.0, (len(self.losses) + 1) / 20)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.args.rate * warm_up
+        at = len(self.losses) + 1
+        for group in self.optimizer.param_groups:  # up, then down, whatever --steps is: more may be added later
+            group["lr"] = self.args.rate * min(at / 20, 1, math.sqrt(200 / at))
         logits, state = self.model(window[:-1], self.state)
         loss = F.cross_entropy(logits.flatten(0, 1), window[1:].flatten())
         self.optimizer.zero_grad()
@@ -193,7 +193,8 @@ def draw(path: Path, trainers: dict[str, Trainer], bits: dict[str, float]) -> No
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for (name, trainer), style in zip(trainers.items(), ({"lw": 4, "alpha": 0.4}, {"lw": 1, "color": "black"})):
+    styles = ({"lw": 4, "alpha": 0.4}, {"lw": 1, "color": "black"})[: len(trainers)]
+    for (name, trainer), style in zip(trainers.items(), styles, strict=True):
         label = f"{name}: {trainer.rate():,.0f} characters/s, held-out {bits[name]:.3f} bits"
         axes.plot(range(1, len(trainer.losses) + 1), trainer.losses, label=label, **style)
     axes.set(xlabel="step", ylabel="training loss, bits per character", title="Same seed, same text, same steps")
@@ -232,7 +233,8 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_rng_state(saved["random"])
     args.out.mkdir(parents=True, exist_ok=True)
     fused = trainers["FusedLSTM"]
-    print(f"{len(text.train):,} characters to train on, {len(text.held_out):,} held out, {len(text.alphabet)} different")
+    kinds = len(text.alphabet)
+    print(f"{len(text.train):,} characters to train on, {len(text.held_out):,} held out, of {kinds} kinds")
     print(f"{sum(p.numel() for p in fused.model.parameters()):,} parameters, {torch.get_num_threads()} threads")
 
     interrupted = []
