@@ -19,175 +19,209 @@ class Backward {
       : p(params),
         g(grads),
         s(params.shape),
+        projects(params.weights[0].w_hr),
         H_(padded<S>(s.hidden)),
         P_(padded<S>(s.projected)),
         w_hh(s.directions * G * s.hidden * P_),
-        w_hr(p.weights[0].w_hr ? s.directions * s.projected * H_ : 0),
+        w_hr(projects ? s.directions * s.projected * H_ : 0),
+        dh(s.directions * s.rows * P_),
+        dc(kHasCell ? s.directions * s.rows * H_ : 0),
+        dhidden(projects ? s.directions * s.rows * H_ : 0),
+        dreset_h(g.dreset_h ? s.directions * s.rows * P_ : 0),
+        dreset_c(g.dreset_c ? s.directions * s.rows * H_ : 0),
         zeros(s.hidden + s.projected),
         zero_bias(kPanel<S>) {
     zero<T>(zeros, s.hidden + s.projected);
     zero<S>(zero_bias, kPanel<S>);
-    parallel_for(s.directions, [&](int64_t d) {
-      const Weights<T>& w = p.weights[d];
-      pack(w.w_hh, s.projected, 1, G * s.hidden, s.projected, w_hh + d * G * s.hidden * P_);
-      if (w.w_hr) pack(w.w_hr, s.hidden, 1, s.projected, s.hidden, w_hr + d * s.projected * H_);
-    });
   }
 
   void run() {
     double flops = 2.0 * s.packed_rows * s.directions * G * s.hidden * s.projected;
-    for_row_ranges(p, flops, [&](int d, int64_t begin, int64_t end) { walk(d, begin, end); });
+    share_out<Cell>(p, flops, [&](const Share& share) {
+      pack_weights(share);
+      if (!share.splits_units) share.meet();
+      if (share.row < share.row_end) walk(share);
+    });
   }
 
  private:
-  struct Carry {  // gradient of the state, on its way to the step before: [rows, P_] and [rows, H_]
-    S *h, *c, *reset_h, *reset_c;
-  };
+  // Each thread packs a part: its own columns where units are split.
+  void pack_weights(const Share& share) {
+    const Weights<T>& w = p.weights[share.d];
+    int64_t grain = share.splits_units ? V::kLanes : kPanel<S>, K = G * s.hidden;
+    int64_t begin = part(s.projected, share.member, share.members, grain);
+    int64_t end = part(s.projected, share.member + 1, share.members, grain);
+    pack(w.w_hh + begin, end - begin, s.projected, K, w_hh + (share.d * P_ + begin) * K);
+    if (!projects) return;
+    begin = part(s.hidden, share.member, share.members, grain);
+    end = part(s.hidden, share.member + 1, share.members, grain);
+    pack(w.w_hr + begin, end - begin, s.hidden, s.projected, w_hr + (share.d * H_ + begin) * s.projected);
+  }
 
-  void walk(int d, int64_t begin, int64_t end) {
+  void walk(const Share& share) {
+    int d = share.d;
     Walk<T> walk{p, d, zeros};
-    int64_t count = end - begin, reset_count = g.dreset_h || g.dreset_c ? count : 0;
-    Buffer<S> h(count * P_), c(kHasCell ? count * H_ : 0), reset_h(reset_count * P_), reset_c(reset_count * H_);
-    Buffer<S> tile(kBlockRows * kPanel<S>), hidden(p.weights[d].w_hr ? count * H_ : 0);
+    int64_t count = share.row_end - share.row, outs = share.out_end - share.out, units = share.unit_end - share.unit;
+    int64_t K = Q * s.hidden;
+    Buffer<S> tile(kBlockRows * kPanel<S>), wide(kWidens<T, S> ? count * padded<S>(K > s.projected ? K : s.projected) : 0);
     Buffer<int64_t> live(count);
-    Buffer<const T*> a(count);
-    Carry carry{h, c, reset_h, reset_c};
-    zero<S>(reset_h, reset_count * P_);
-    zero<S>(reset_c, reset_count * H_);
-    start(d, begin, end, carry);
-    for (int64_t i = s.steps - 1; i >= 0; --i) {
-      int64_t t = walk.step(i), rows = live_rows(walk, t, begin, end, live);
-      take_step(walk, t, rows, live, begin, a, tile, hidden, carry);
+    Buffer<const T*> rows(count);
+    Buffer<const S*> a(count);
+    for (int64_t n = share.row; n < share.row_end; ++n) {
+      int64_t own = d * s.rows + n, h = own * s.projected + share.out, c = own * s.hidden + share.unit;
+      start(dh + own * P_ + share.out, g.dh_n ? g.dh_n + h : nullptr, outs);
+      if (kHasCell) start(dc + own * H_ + share.unit, g.dc_n ? g.dc_n + c : nullptr, units);
+      if (g.dreset_h) start<T>(dreset_h + own * P_ + share.out, nullptr, outs);
+      if (g.dreset_c) start<T>(dreset_c + own * H_ + share.unit, nullptr, units);
     }
-    for (int64_t n = begin; n < end; ++n) {
-      int64_t own = d * s.rows + n, m = n - begin;
-      narrow_row(g.dh0 + own * s.projected, carry.h + m * P_, s.projected);
-      if (kHasCell) narrow_row(g.dc0 + own * s.hidden, carry.c + m * H_, s.hidden);
-      if (g.dreset_h) narrow_row(g.dreset_h + own * s.projected, carry.reset_h + m * P_, s.projected);
-      if (g.dreset_c) narrow_row(g.dreset_c + own * s.hidden, carry.reset_c + m * H_, s.hidden);
+    for (int64_t i = s.steps - 1; i >= 0; --i) {
+      int64_t t = walk.step(i), count = live_rows(share, walk, t, live);
+      take_step(share, walk, t, count, live, rows, a, wide, tile);
+    }
+    for (int64_t n = share.row; n < share.row_end; ++n) {
+      int64_t own = d * s.rows + n, h = own * s.projected + share.out, c = own * s.hidden + share.unit;
+      narrow_row(g.dh0 + h, dh + own * P_ + share.out, outs);
+      if (kHasCell) narrow_row(g.dc0 + c, dc + own * H_ + share.unit, units);
+      if (g.dreset_h) narrow_row(g.dreset_h + h, dreset_h + own * P_ + share.out, outs);
+      if (g.dreset_c) narrow_row(g.dreset_c + c, dreset_c + own * H_ + share.unit, units);
     }
   }
 
-  void start(int d, int64_t begin, int64_t end, const Carry& carry) {
-    zero(carry.h, (end - begin) * P_);
-    if (kHasCell) zero(carry.c, (end - begin) * H_);
-    for (int64_t n = begin; n < end; ++n) {
-      int64_t own = d * s.rows + n, m = n - begin;
-      if (g.dh_n) widen_row(carry.h + m * P_, g.dh_n + own * s.projected, s.projected);
-      if (kHasCell && g.dc_n) widen_row(carry.c + m * H_, g.dc_n + own * s.hidden, s.hidden);
-    }
+  template <class E>
+  static void start(S* to, const E* given, int64_t count) {
+    if (given)
+      widen_row(to, given, count);
+    else
+      zero(to, padded<S>(count));
   }
 
   // Lists the rows that take step t; what is emitted for those frozen in it is zero.
-  int64_t live_rows(const Walk<T>& walk, int64_t t, int64_t begin, int64_t end, int64_t* live) {
-    int64_t count = 0, step_rows = walk.rows(t);
-    for (int64_t n = begin; n < end && n < step_rows; ++n) {
+  int64_t live_rows(const Share& share, const Walk<T>& walk, int64_t t, int64_t* live) {
+    int64_t count = 0, step_rows = walk.rows(t), outs = share.out_end - share.out;
+    for (int64_t n = share.row; n < share.row_end && n < step_rows; ++n) {
       if (walk.alive(t, n)) {
         live[count++] = n;
         continue;
       }
       int64_t r = walk.d * s.packed_rows + walk.row(t, n);
-      zero(g.dgates + r * Q * s.hidden, Q * s.hidden);
-      zero(g.h_prev + r * s.projected, s.projected);
-      if (g.dh_steps) zero(g.dh_steps + r * s.projected, s.projected);
+      for (int q = 0; q < Q; ++q)
+        zero(g.dgates + (r * Q + q) * s.hidden + share.unit, share.unit_end - share.unit);
+      if (g.h_prev) zero(g.h_prev + r * s.projected + share.out, outs);
+      if (g.dh_steps) zero(g.dh_steps + r * s.projected + share.out, outs);
     }
     return count;
   }
 
-  void take_step(const Walk<T>& walk, int64_t t, int64_t rows, const int64_t* live, int64_t begin, const T** a,
-                 S* tile, S* hidden, const Carry& carry) {
-    int d = walk.d;
-    int64_t offset = d * s.packed_rows + p.batch.offsets[t];
-    for (int64_t m = 0; m < rows; ++m) {
-      int64_t n = live[m], r = offset + n;
-      S* dh = carry.h + (n - begin) * P_;
-      if (g.dy) add_row(dh, g.dy + (walk.row(t, n) * s.directions + d) * s.projected, s.projected);
-      copy(g.h_prev + r * s.projected, walk.h_before(t, n), s.projected);
-      if (g.dh_steps) {
-        narrow_row(g.dh_steps + r * s.projected, dh, s.projected);
-        a[m] = g.dh_steps + r * s.projected;
-        zero(dh, P_);
+  void take_step(const Share& share, const Walk<T>& walk, int64_t t, int64_t count, const int64_t* live, const T** rows,
+                 const S** a, S* wide, S* tile) {
+    int d = share.d;
+    int64_t offset = d * s.packed_rows + p.batch.offsets[t], outs = share.out_end - share.out;
+    for (int64_t m = 0; m < count; ++m) {
+      int64_t n = live[m], emitted = (offset + n) * s.projected + share.out;
+      S* own = dh + (d * s.rows + n) * P_ + share.out;
+      if (g.dy) add_row(own, g.dy + (walk.row(t, n) * s.directions + d) * s.projected + share.out, outs);
+      if (g.h_prev) copy(g.h_prev + emitted, walk.h_before(t, n) + share.out, outs);
+      if (projects) {
+        narrow_row(g.dh_steps + emitted, own, outs);
+        zero(own, padded<S>(outs));
+        rows[m] = g.dh_steps + (offset + n) * s.projected;
       }
     }
-    if (g.dh_steps)
-      for (int64_t j = 0; j < s.hidden; j += kPanel<S>)
-        multiply<T, S>(rows, block(s.hidden - j), a, s.projected,
-                       panel_at<S>(w_hr + d * s.projected * H_, s.projected, j), zero_bias, 0, hidden + j, H_);
-    for (int64_t m = 0; m < rows; ++m) {
-      int64_t n = live[m];
-      a[m] = g.dgates + (offset + n) * Q * s.hidden;
-      S* dh = g.dh_steps ? hidden + m * H_ : carry.h + (n - begin) * P_;
-      differentiate(walk, t, n, dh, carry.c + (n - begin) * H_, const_cast<T*>(a[m]));
-    }
-    for (int64_t j = 0; j < s.projected; j += kPanel<S>)
-      for (int64_t m = 0; m < rows; m += kBlockRows) {
-        int64_t block_rows = rows - m < kBlockRows ? rows - m : kBlockRows, columns = block(s.projected - j);
-        through_w_hh(d, block_rows, columns, j, a + m, tile);
-        for (int64_t b = 0; b < block_rows; ++b) {
-          S* dh = carry.h + (live[m + b] - begin) * P_ + j;
-          for (int64_t v = 0; v < columns; v += V::kLanes)
-            (V::load(dh + v) + V::load(tile + b * kPanel<S> + v)).store(dh + v);
-        }
-      }
-    for (int64_t m = 0; m < rows; ++m)
-      if (walk.cut(t, live[m])) divert(live[m] - begin, carry);
+    if (projects) through_w_hr(share, count, live, rows, a, wide, tile);
+    for (int64_t m = 0; m < count; ++m) differentiate(share, walk, t, live[m]);
+    share.meet_if_units_are_split();
+    for (int64_t m = 0; m < count; ++m) rows[m] = g.dgates + (offset + live[m]) * Q * s.hidden;
+    through_w_hh(share, count, live, rows, a, wide, tile);
+    for (int64_t m = 0; m < count; ++m)
+      if (walk.cut(t, live[m])) divert(share, d * s.rows + live[m]);
   }
 
-  // The cell, for all units of one row. dh and dc: gradients after the step in, before it out.
-  void differentiate(const Walk<T>& walk, int64_t t, int64_t n, S* dh, S* dc, T* dgates) {
-    int d = walk.d;
-    const T* saved = p.saved + (d * s.packed_rows + walk.row(t, n)) * A * s.hidden;
+  // dhidden = dh_steps @ W_hr
+  void through_w_hr(const Share& share, int64_t count, const int64_t* live, const T* const* rows, const S** a, S* wide,
+                    S* tile) {
+    share.meet_if_units_are_split();
+    widen_rows<T, S>(count, s.projected, rows, wide, a);
+    for (int64_t j = share.unit; j < share.unit_end; j += kPanel<S>)
+      for (int64_t m = 0; m < count; m += kBlockRows) {
+        int64_t block_rows = least(count - m, kBlockRows), columns = least(share.unit_end - j, kPanel<S>);
+        multiply<S>(block_rows, columns, a + m, s.projected, w_hr + (share.d * H_ + j) * s.projected, zero_bias, 0, tile,
+                    kPanel<S>);
+        for (int64_t b = 0; b < block_rows; ++b)
+          copy(dhidden + (share.d * s.rows + live[m + b]) * H_ + j, tile + b * kPanel<S>, padded<S>(columns));
+      }
+  }
+
+  // The cell, for all units of the share and one row. dh and dc: gradients after the step in, before it out.
+  void differentiate(const Share& share, const Walk<T>& walk, int64_t t, int64_t n) {
+    int d = share.d;
+    int64_t r = walk.row(t, n), own = d * s.rows + n;
+    const T* saved = p.saved + (d * s.packed_rows + r) * A * s.hidden;
     const T* before = kHasCell ? walk.c_before(t, n) : walk.h_before(t, n);
-    const T* dc_step = g.dc_steps ? g.dc_steps + (walk.row(t, n) * s.directions + d) * s.hidden : nullptr;
-    for (int64_t j = 0; j < s.hidden; j += V::kLanes) {
+    const T* dc_step = g.dc_steps ? g.dc_steps + (r * s.directions + d) * s.hidden : nullptr;
+    T* dgates = g.dgates + (d * s.packed_rows + r) * Q * s.hidden;
+    S* dh_row = projects ? dhidden + own * H_ : dh + own * P_;
+    S* dc_row = dc + own * H_;
+    for (int64_t j = share.unit; j < share.unit_end; j += V::kLanes) {
       int64_t left = s.hidden - j;
       V keep[A], prev[2], ds[2], dgate[Q];
 #pragma GCC unroll 4
       for (int i = 0; i < A; ++i) keep[i] = V::load(saved + i * s.hidden + j, left);
       prev[kHasCell] = V::load(before + j, left);
-      ds[0] = V::load(dh + j);
+      ds[0] = V::load(dh_row + j);
       if constexpr (kHasCell) {
-        ds[1] = V::load(dc + j);
+        ds[1] = V::load(dc_row + j);
         if (dc_step) ds[1] = ds[1] + V::load(dc_step + j, left);
       }
       Cell::backward(keep, prev, ds, dgate);
-      ds[0].store(dh + j);
-      if constexpr (kHasCell) ds[1].store(dc + j);
+      ds[0].store(dh_row + j);
+      if constexpr (kHasCell) ds[1].store(dc_row + j);
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q) dgate[q].store(dgates + q * s.hidden + j, left);
     }
   }
 
-  // tile = dr @ W_hh[:, j .. j + columns). dr is the first G-1 planes of dgates and its last one.
-  void through_w_hh(int d, int64_t rows, int64_t columns, int64_t j, const T* const* dgates, S* tile) {
+  // dh += dr @ W_hh. dr is the first G-1 planes of dgates and its last one.
+  void through_w_hh(const Share& share, int64_t count, const int64_t* live, const T** rows, const S** a, S* wide,
+                    S* tile) {
     int64_t K = G * s.hidden, lead = Q == G ? K : (G - 1) * s.hidden;
-    const S* panel = panel_at<S>(w_hh + d * K * P_, K, j);
-    multiply<T, S>(rows, columns, dgates, lead, panel, zero_bias, 0, tile, kPanel<S>);
-    if constexpr (Q > G) {
-      const T* last[kBlockRows];
-      for (int64_t m = 0; m < rows; ++m) last[m] = dgates[m] + (Q - 1) * s.hidden;
-      multiply<T, S>(rows, columns, last, s.hidden, panel + lead * padded<S>(columns), tile, kPanel<S>, tile,
-                     kPanel<S>);
-    }
+    widen_rows<T, S>(count, Q * s.hidden, rows, wide, a);
+    for (int64_t j = share.out; j < share.out_end; j += kPanel<S>)
+      for (int64_t m = 0; m < count; m += kBlockRows) {
+        int64_t block_rows = least(count - m, kBlockRows), columns = least(share.out_end - j, kPanel<S>);
+        const S* panel = w_hh + (share.d * P_ + j) * K;
+        multiply<S>(block_rows, columns, a + m, lead, panel, zero_bias, 0, tile, kPanel<S>);
+        if constexpr (Q > G) {
+          const S* last[kBlockRows];
+          for (int64_t b = 0; b < block_rows; ++b) last[b] = a[m + b] + (Q - 1) * s.hidden;
+          multiply<S>(block_rows, columns, last, s.hidden, panel + lead * padded<S>(columns), tile, kPanel<S>, tile,
+                      kPanel<S>);
+        }
+        for (int64_t b = 0; b < block_rows; ++b)
+          add_row(dh + (share.d * s.rows + live[m + b]) * P_ + j, tile + b * kPanel<S>, columns);
+      }
   }
 
   // The state before the step was the reset state: its gradient ends here.
-  void divert(int64_t m, const Carry& carry) {
-    if (g.dreset_h) add_row(carry.reset_h + m * P_, carry.h + m * P_, P_);
-    zero(carry.h + m * P_, P_);
+  void divert(const Share& share, int64_t own) {
+    int64_t h = own * P_ + share.out, c = own * H_ + share.unit;
+    int64_t outs = padded<S>(share.out_end - share.out), units = padded<S>(share.unit_end - share.unit);
+    if (g.dreset_h) add_row<S, S>(dreset_h + h, dh + h, outs);
+    zero(dh + h, outs);
     if (!kHasCell) return;
-    if (g.dreset_c) add_row(carry.reset_c + m * H_, carry.c + m * H_, H_);
-    zero(carry.c + m * H_, H_);
+    if (g.dreset_c) add_row<S, S>(dreset_c + c, dc + c, units);
+    zero(dc + c, units);
   }
-
-  static int64_t block(int64_t columns) { return columns < kPanel<S> ? columns : kPanel<S>; }
 
   const ScanParams<T>& p;
   const ScanGrads<T>& g;
   const Shape& s;
-  int64_t H_, P_;   // H and P, padded to whole vectors
-  Buffer<S> w_hh;   // [D] packed [G*H, P_]
-  Buffer<S> w_hr;   // [D] packed [P, H_]
+  bool projects;
+  int64_t H_, P_;                  // H and P, padded to whole vectors
+  Buffer<S> w_hh;                  // [D] packed matrix [P_, G*H]
+  Buffer<S> w_hr;                  // [D] packed matrix [H_, P]
+  Buffer<S> dh, dc;                // [D, N, P_] and [D, N, H_]  gradient of the state, on its way to the step before
+  Buffer<S> dhidden;               // [D, N, H_]  of the hidden state before projection
+  Buffer<S> dreset_h, dreset_c;    // as dh and dc, summed over all cuts
   Buffer<T> zeros;
   Buffer<S> zero_bias;
 };

@@ -1,5 +1,5 @@
-// Forward driver: one thread carries its rows through all steps of one direction. The input projection is made for a
-// chunk of steps at a time, so that neither it nor the gates ever leave the cache.
+// Forward driver. The input projection is made for a chunk of steps at a time, so that W_ih is read seldom and neither
+// the projection nor the gates leave the cache.
 #pragma once
 
 #include "steps.h"
@@ -11,146 +11,193 @@ class Forward {
   using S = Arithmetic<T>;
   using V = Vec<S>;
   static constexpr int G = Cell::kGates, A = Cell::kSaved;
-  static constexpr int64_t kChunkRows = 48;               // rows the input projection is made for at a time, at least
-  static constexpr int64_t kBlockRows = 4 * kTileRows;    // rows whose gates are kept in L1 at a time
+  static constexpr int64_t kChunkRows = 96;             // rows the input projection is made for at a time, at least
+  static constexpr int64_t kBlockRows = 4 * kTileRows;  // rows whose gates are kept in L1 at a time
+  static constexpr int64_t kRowsWorthPacking = 12;      // weights that meet fewer rows are used as they are
   static constexpr bool kHasCell = Cell::kStates == 2;
 
  public:
   explicit Forward(const ScanParams<T>& params)
       : p(params),
         s(params.shape),
+        packs(s.packed_rows >= kRowsWorthPacking),
+        projects(params.weights[0].w_hr),
         H_(padded<S>(s.hidden)),
         P_(padded<S>(s.projected)),
-        w_ih(s.directions * G * s.input * H_),
-        w_hh(s.directions * G * s.projected * H_),
+        w_ih(packs ? s.directions * G * s.input * H_ : 0),
+        w_hh(packs ? s.directions * G * s.projected * H_ : 0),
+        w_hr(projects ? s.directions * s.hidden * P_ : 0),
         b_ih(s.directions * G * H_),
         b_hh(s.directions * G * H_),
-        w_hr(p.weights[0].w_hr ? s.directions * s.hidden * P_ : 0),
+        c(kHasCell ? s.directions * s.rows * H_ : 0),
+        hidden(projects && !p.hidden ? s.directions * s.rows * s.hidden : 0),
         zeros(s.hidden + s.projected),
         zero_bias(kPanel<S>) {
     zero<T>(zeros, s.hidden + s.projected);
     zero<S>(zero_bias, kPanel<S>);
-    parallel_for(s.directions * G, [&](int64_t i) {
-      const Weights<T>& w = p.weights[i / G];
-      int64_t g = i % G;
-      pack(w.w_ih + g * s.hidden * s.input, s.hidden, s.input, s.input, 1, w_ih + i * s.input * H_);
-      pack(w.w_hh + g * s.hidden * s.projected, s.hidden, s.projected, s.projected, 1, w_hh + i * s.projected * H_);
-      pack_bias(w.b_ih, g, b_ih + i * H_);
-      pack_bias(w.b_hh, g, b_hh + i * H_);
-    });
-    for (int d = 0; w_hr && p.weights[0].w_hr && d < s.directions; ++d)
-      pack(p.weights[d].w_hr, s.projected, s.hidden, s.hidden, 1, w_hr + d * s.hidden * P_);
   }
 
   void run() {
     double flops = 2.0 * s.packed_rows * s.directions * G * s.hidden * (s.input + s.projected);
-    for_row_ranges(p, flops, [&](int d, int64_t begin, int64_t end) { walk(d, begin, end); });
+    share_out<Cell>(p, flops, [&](const Share& share) {
+      pack_weights(share);
+      if (!share.splits_units) share.meet();
+      if (share.row < share.row_end) walk(share);
+    });
   }
 
  private:
   struct Row {  // one row in one step
     int64_t n, index;
-    S* gates_x;  // [G, H_]
+    S* gates_x;  // [G, width]
   };
 
-  void pack_bias(const T* bias, int64_t g, S* packed) {
-    zero<S>(packed, H_);
-    if (bias) widen_row(packed, bias + g * s.hidden, s.hidden);
+  // Each thread packs a part: its own units where units are split, so that they start out in its own cache.
+  void pack_weights(const Share& share) {
+    const Weights<T>& w = p.weights[share.d];
+    int64_t grain = share.splits_units ? V::kLanes : kPanel<S>;
+    int64_t begin = part(s.hidden, share.member, share.members, grain);
+    int64_t end = part(s.hidden, share.member + 1, share.members, grain);
+    for (int64_t j = begin; j < end; j += kPanel<S>)
+      for (int g = 0; g < G; ++g) {
+        int64_t columns = least(end - j, kPanel<S>), unit = g * s.hidden + j;
+        if (packs) {
+          pack_transposed(w.w_ih + unit * s.input, columns, s.input, s.input, w_ih + at(share.d, j, g, columns, s.input));
+          pack_transposed(w.w_hh + unit * s.projected, columns, s.projected, s.projected,
+                          w_hh + at(share.d, j, g, columns, s.projected));
+        }
+        pack_bias(w.b_ih, unit, columns, b_ih + (share.d * G + g) * H_ + j);
+        pack_bias(w.b_hh, unit, columns, b_hh + (share.d * G + g) * H_ + j);
+      }
+    if (!projects) return;
+    grain = share.splits_units ? V::kLanes : kPanel<S>;
+    begin = part(s.projected, share.member, share.members, grain);
+    end = part(s.projected, share.member + 1, share.members, grain);
+    pack_transposed(w.w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden, w_hr + (share.d * P_ + begin) * s.hidden);
   }
 
-  void walk(int d, int64_t begin, int64_t end) {
+  void pack_bias(const T* bias, int64_t unit, int64_t columns, S* packed) {
+    if (bias)
+      widen_row(packed, bias + unit, columns);
+    else
+      zero(packed, padded<S>(columns));
+  }
+
+  // Where the packed panel of gate g of units j .. j + columns begins. The gates of a unit lie together.
+  int64_t at(int d, int64_t j, int g, int64_t columns, int64_t k) const {
+    return ((d * H_ + j) * G + g * padded<S>(columns)) * k;
+  }
+
+  // c = b + a W^T for gate g of units j .. j + columns.
+  void multiply_by(const T* w, const S* packed, const S* bias, int d, int64_t j, int g, int64_t columns, int64_t rows,
+                   int64_t k, const S* const* a, S* c, int64_t c_stride) {
+    bias += (d * G + g) * H_ + j;
+    if (packs)
+      multiply(rows, columns, a, k, packed + at(d, j, g, columns, k), bias, 0, c, c_stride);
+    else
+      multiply_unpacked(rows, columns, a, k, w + (g * s.hidden + j) * k, bias, c, c_stride);
+  }
+
+  void walk(const Share& share) {
+    int d = share.d;
     Walk<T> walk{p, d, zeros};
-    int64_t count = end - begin, room = kChunkRows + count;
+    int64_t count = share.row_end - share.row, width = padded<S>(share.unit_end - share.unit);
+    int64_t room = least(kChunkRows + count, s.packed_rows), longest = s.input > s.projected ? s.input : s.projected;
+    longest = longest > s.hidden ? longest : s.hidden;
     Buffer<Row> rows(room);
-    Buffer<const T*> a(room);
-    Buffer<T> hidden(count * s.hidden);
-    Buffer<S> gates_x(room * G * H_), gates_r(kBlockRows * G * kPanel<S>), c(kHasCell ? count * H_ : 0);
-    for (int64_t n = begin; kHasCell && n < end; ++n)
-      widen_row(c + (n - begin) * H_, p.c0 + (d * s.rows + n) * s.hidden, s.hidden);
+    Buffer<const T*> h(room);
+    Buffer<const S*> a(room);
+    Buffer<S> wide(kWidens<T, S> ? room * padded<S>(longest) : 0);
+    Buffer<S> gates_x(room * G * width), gates_r(kBlockRows * G * kPanel<S>);
+    for (int64_t n = share.row; kHasCell && n < share.row_end; ++n)
+      widen_row(c + (d * s.rows + n) * H_ + share.unit, p.c0 + (d * s.rows + n) * s.hidden + share.unit,
+                share.unit_end - share.unit);
 
     for (int64_t i = 0, next; i < s.steps; i = next) {
       int64_t chunk = 0;
       for (next = i; next < s.steps && chunk < kChunkRows; ++next)
-        chunk += live_rows(walk, walk.step(next), begin, end, rows + chunk);
+        chunk += live_rows(share, walk, walk.step(next), rows + chunk);
       for (int64_t m = 0; m < chunk; ++m) {
-        a[m] = p.x + rows[m].index * s.input;
-        rows[m].gates_x = gates_x + m * G * H_;
+        h[m] = p.x + rows[m].index * s.input;
+        rows[m].gates_x = gates_x + m * G * width;
       }
-      project_input(d, chunk, a, gates_x);
+      widen_rows<T, S>(chunk, s.input, h, wide, a);
+      project_input(share, chunk, a, gates_x);
       Row* first = rows;
       for (; i < next; ++i) {
         int64_t t = walk.step(i), live = 0;
         while (first + live < rows + chunk && first[live].index < p.batch.offsets[t + 1] &&
                first[live].index >= p.batch.offsets[t])
           ++live;
-        take_step(walk, t, live, first, begin, a, hidden, gates_r, c);
+        if (i > 0) share.meet_if_units_are_split();
+        take_step(share, walk, t, live, first, h, a, wide, gates_r);
         first += live;
       }
     }
-    finish(walk, begin, end, c);
+    finish(share, walk);
   }
 
   // Lists the rows that take step t; the outputs of those frozen in it are zero.
-  int64_t live_rows(const Walk<T>& walk, int64_t t, int64_t begin, int64_t end, Row* rows) {
-    int64_t live = 0, step_rows = walk.rows(t), D = s.directions;
-    for (int64_t n = begin; n < end && n < step_rows; ++n) {
+  int64_t live_rows(const Share& share, const Walk<T>& walk, int64_t t, Row* rows) {
+    int64_t live = 0, step_rows = walk.rows(t), D = s.directions, units = share.unit_end - share.unit;
+    for (int64_t n = share.row; n < share.row_end && n < step_rows; ++n) {
       int64_t r = walk.row(t, n);
       if (walk.alive(t, n)) {
         rows[live++] = {n, r, nullptr};
         continue;
       }
-      zero(p.y + (r * D + walk.d) * s.projected, s.projected);
-      if (p.c_steps) zero(p.c_steps + (r * D + walk.d) * s.hidden, s.hidden);
-      if (p.saved) zero(p.saved + (walk.d * s.packed_rows + r) * A * s.hidden, A * s.hidden);
-      if (p.hidden) zero(p.hidden + (walk.d * s.packed_rows + r) * s.hidden, s.hidden);
+      zero(p.y + (r * D + walk.d) * s.projected + share.out, share.out_end - share.out);
+      if (p.c_steps) zero(p.c_steps + (r * D + walk.d) * s.hidden + share.unit, units);
+      for (int i = 0; p.saved && i < A; ++i)
+        zero(p.saved + ((walk.d * s.packed_rows + r) * A + i) * s.hidden + share.unit, units);
+      if (p.hidden) zero(p.hidden + (walk.d * s.packed_rows + r) * s.hidden + share.unit, units);
     }
     return live;
   }
 
-  void project_input(int d, int64_t rows, const T* const* x, S* gates_x) {
-    for (int g = 0; g < G; ++g)
-      for (int64_t j = 0; j < s.hidden; j += kPanel<S>) {
-        int64_t gate = d * G + g, columns = block(s.hidden - j);
-        multiply(rows, columns, x, s.input, panel_at<S>(w_ih + gate * s.input * H_, s.input, j),
-                 b_ih + gate * H_ + j, 0, gates_x + g * H_ + j, G * H_);
-      }
+  void project_input(const Share& share, int64_t rows, const S* const* x, S* gates_x) {
+    int64_t width = padded<S>(share.unit_end - share.unit);
+    for (int64_t j = share.unit; j < share.unit_end; j += kPanel<S>)
+      for (int g = 0; g < G; ++g)
+        multiply_by(p.weights[share.d].w_ih, w_ih, b_ih, share.d, j, g, least(share.unit_end - j, kPanel<S>), rows,
+                    s.input, x, gates_x + g * width + j - share.unit, G * width);
   }
 
-  void take_step(const Walk<T>& walk, int64_t t, int64_t live, const Row* rows, int64_t begin, const T** h, T* hidden,
-                 S* gates_r, S* c) {
-    int d = walk.d;
+  void take_step(const Share& share, const Walk<T>& walk, int64_t t, int64_t live, const Row* rows, const T** h,
+                 const S** a, S* wide, S* gates_r) {
+    int d = share.d;
+    int64_t units = share.unit_end - share.unit;
     for (int64_t m = 0; m < live; ++m) {
-      int64_t n = rows[m].n;
+      int64_t n = rows[m].n, own = d * s.rows + n;
       h[m] = walk.h_before(t, n);
       if (kHasCell && walk.cut(t, n)) {
         if (p.reset_c)
-          widen_row(c + (n - begin) * H_, p.reset_c + (d * s.rows + n) * s.hidden, s.hidden);
+          widen_row(c + own * H_ + share.unit, p.reset_c + own * s.hidden + share.unit, units);
         else
-          zero(c + (n - begin) * H_, H_);
+          zero(c + own * H_ + share.unit, padded<S>(units));
       }
     }
-    bool projected = p.weights[d].w_hr;
-    for (int64_t j = 0; j < s.hidden; j += kPanel<S>)
+    widen_rows<T, S>(live, s.projected, h, wide, a);
+    for (int64_t j = share.unit; j < share.unit_end; j += kPanel<S>)
       for (int64_t m = 0; m < live; m += kBlockRows) {
-        int64_t block_rows = live - m < kBlockRows ? live - m : kBlockRows, columns = block(s.hidden - j);
-        for (int g = 0; g < G; ++g) {
-          int64_t gate = d * G + g;
-          multiply(block_rows, columns, h + m, s.projected,
-                   panel_at<S>(w_hh + gate * s.projected * H_, s.projected, j), b_hh + gate * H_ + j, 0,
-                   gates_r + g * kPanel<S>, G * kPanel<S>);
-        }
+        int64_t block_rows = least(live - m, kBlockRows), columns = least(share.unit_end - j, kPanel<S>);
+        for (int g = 0; g < G; ++g)
+          multiply_by(p.weights[d].w_hh, w_hh, b_hh, d, j, g, columns, block_rows, s.projected, a + m,
+                      gates_r + g * kPanel<S>, G * kPanel<S>);
         for (int64_t b = 0; b < block_rows; ++b) {
           const Row& row = rows[m + b];
-          T* out = !projected ? p.y + (row.index * s.directions + d) * s.projected
-                              : hidden_row(d, row.index, hidden, m + b);
-          activate(d, row, j, columns, h[m + b], gates_r + b * G * kPanel<S>, c + (row.n - begin) * H_, out);
+          T* out = projects ? hidden_row(d, row) : p.y + (row.index * s.directions + d) * s.projected;
+          activate(share, row, j, columns, h[m + b], gates_r + b * G * kPanel<S>, c + (d * s.rows + row.n) * H_, out);
         }
       }
-    if (projected) project_hidden(d, live, rows, hidden, h, gates_r);
+    if (projects) project_hidden(share, live, rows, h, a, wide, gates_r);
   }
 
-  // The cell, for units j .. j + columns of one row.
-  void activate(int d, const Row& row, int64_t j0, int64_t columns, const T* h, const S* gates_r, S* c, T* out) {
+  // The cell, for units j0 .. j0 + columns of one row.
+  void activate(const Share& share, const Row& row, int64_t j0, int64_t columns, const T* h, const S* gates_r, S* c,
+                T* out) {
+    int d = share.d;
+    int64_t width = padded<S>(share.unit_end - share.unit);
     T* saved = p.saved ? p.saved + (d * s.packed_rows + row.index) * A * s.hidden : nullptr;
     T* c_step = p.c_steps ? p.c_steps + (row.index * s.directions + d) * s.hidden : nullptr;
     for (int64_t v = 0; v < columns; v += V::kLanes) {
@@ -158,7 +205,7 @@ class Forward {
       V x[G], r[G], state[2], keep[A];
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {
-        x[g] = V::load(row.gates_x + g * H_ + j);
+        x[g] = V::load(row.gates_x + g * width + j - share.unit);
         r[g] = V::load(gates_r + g * kPanel<S> + v);
       }
       if constexpr (kHasCell)
@@ -173,42 +220,49 @@ class Forward {
       }
       if (saved)
 #pragma GCC unroll 4
-        for (int a = 0; a < A; ++a) keep[a].store(saved + a * s.hidden + j, n);
+        for (int i = 0; i < A; ++i) keep[i].store(saved + i * s.hidden + j, n);
     }
   }
 
-  T* hidden_row(int d, int64_t index, T* scratch, int64_t m) {
-    return p.hidden ? p.hidden + (d * s.packed_rows + index) * s.hidden : scratch + m * s.hidden;
+  T* hidden_row(int d, const Row& row) {
+    return p.hidden ? p.hidden + (d * s.packed_rows + row.index) * s.hidden
+                    : hidden + (d * s.rows + row.n) * s.hidden;
   }
 
-  void project_hidden(int d, int64_t live, const Row* rows, T* hidden, const T** a, S* tile) {
-    for (int64_t m = 0; m < live; ++m) a[m] = hidden_row(d, rows[m].index, hidden, m);
-    for (int64_t j = 0; j < s.projected; j += kPanel<S>)
+  void project_hidden(const Share& share, int64_t live, const Row* rows, const T** h, const S** a, S* wide, S* tile) {
+    int d = share.d;
+    share.meet_if_units_are_split();
+    for (int64_t m = 0; m < live; ++m) h[m] = hidden_row(d, rows[m]);
+    widen_rows<T, S>(live, s.hidden, h, wide, a);
+    for (int64_t j = share.out; j < share.out_end; j += kPanel<S>)
       for (int64_t m = 0; m < live; m += kBlockRows) {
-        int64_t block_rows = live - m < kBlockRows ? live - m : kBlockRows, columns = block(s.projected - j);
-        multiply<T, S>(block_rows, columns, a + m, s.hidden, panel_at<S>(w_hr + d * s.hidden * P_, s.hidden, j),
-                       zero_bias, 0, tile, kPanel<S>);
+        int64_t block_rows = least(live - m, kBlockRows), columns = least(share.out_end - j, kPanel<S>);
+        multiply<S>(block_rows, columns, a + m, s.hidden, w_hr + (d * P_ + j) * s.hidden, zero_bias, 0, tile, kPanel<S>);
         for (int64_t b = 0; b < block_rows; ++b)
           narrow_row(p.y + (rows[m + b].index * s.directions + d) * s.projected + j, tile + b * kPanel<S>, columns);
       }
   }
 
-  void finish(const Walk<T>& walk, int64_t begin, int64_t end, const S* c) {
-    for (int64_t n = begin; n < end; ++n) {
-      int64_t own = walk.d * s.rows + n, length = walk.length(n), last = walk.d ? 0 : length - 1;
-      const T* h = length ? p.y + (walk.row(last, n) * s.directions + walk.d) * s.projected : p.h0 + own * s.projected;
-      copy(p.h_n + own * s.projected, h, s.projected);
-      if constexpr (kHasCell) narrow_row(p.c_n + own * s.hidden, c + (n - begin) * H_, s.hidden);
+  void finish(const Share& share, const Walk<T>& walk) {
+    for (int64_t n = share.row; n < share.row_end; ++n) {
+      int64_t own = share.d * s.rows + n, length = walk.length(n), last = share.d ? 0 : length - 1;
+      const T* h =
+          length ? p.y + (walk.row(last, n) * s.directions + share.d) * s.projected : p.h0 + own * s.projected;
+      copy(p.h_n + own * s.projected + share.out, h + share.out, share.out_end - share.out);
+      if (kHasCell)
+        narrow_row(p.c_n + own * s.hidden + share.unit, c + own * H_ + share.unit, share.unit_end - share.unit);
     }
   }
 
-  static int64_t block(int64_t columns) { return columns < kPanel<S> ? columns : kPanel<S>; }
-
   const ScanParams<T>& p;
   const Shape& s;
-  int64_t H_, P_;                        // H and P, padded to whole vectors
-  Buffer<S> w_ih, w_hh, b_ih, b_hh;      // [D, G] packed matrices and padded rows
-  Buffer<S> w_hr;                        // [D] packed matrices
+  bool packs, projects;
+  int64_t H_, P_;           // H and P, padded to whole vectors
+  Buffer<S> w_ih, w_hh;     // [D] packed matrices [G*H_, I] and [G*H_, P]
+  Buffer<S> w_hr;           // [D] packed matrix [P_, H]
+  Buffer<S> b_ih, b_hh;     // [D, G, H_]
+  Buffer<S> c;              // [D, N, H_]  the cell state on its way
+  Buffer<T> hidden;         // [D, N, H]   the hidden state before projection, unless it is an output
   Buffer<T> zeros;
   Buffer<S> zero_bias;
 };

@@ -1,6 +1,9 @@
-// C = A B for the scan: A is a list of row pointers (states live wherever they were last written), B is packed in
-// panels of up to kPanelVectors vectors of columns, C is an L1-resident tile. Each element of C is one chain of
-// fused multiply-adds over k, whatever the tile: results do not depend on how rows are shared out among threads.
+// C = A B for the scan: A is a list of row pointers (states live wherever they were last written), C is an L1-resident
+// tile. B is packed in panels of up to kPanelVectors vectors of columns, or, for products too few to pay for packing,
+// a weight as PyTorch keeps it.
+//
+// Each element of C is made by one chain of operations over k that knows neither the other rows nor the other columns:
+// results do not depend on how rows or columns are shared out among threads.
 #pragma once
 
 #include "vec.h"
@@ -15,39 +18,62 @@ constexpr int kPanelVectors = FUSEDRNN_VECTOR_BYTES == 64 ? 4 : 2;  // 6 x 4 of 
 template <class S>
 constexpr int64_t kPanel = kPanelVectors * Vec<S>::kLanes;
 
+FUSEDRNN_FN int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 template <class S>
 FUSEDRNN_FN int64_t padded(int64_t columns) {
   return (columns + Vec<S>::kLanes - 1) / Vec<S>::kLanes * Vec<S>::kLanes;
 }
 
-// B [K, padded(N)] where B[k][n] = w[n * n_stride + k * k_stride]: panel after panel, row k of a panel contiguous.
-template <class T, class S>
-void pack(const T* w, int64_t n_count, int64_t n_stride, int64_t k_count, int64_t k_stride, S* packed) {
-  for (int64_t n0 = 0; n0 < n_count; n0 += kPanel<S>) {
-    int64_t width = n_count - n0 < kPanel<S> ? n_count - n0 : kPanel<S>, padded_width = padded<S>(width);
-    for (int64_t k0 = 0; k0 < k_count; k0 += 16) {  // blocks: the strided side of a transposition stays in L1
-      int64_t k1 = k0 + 16 < k_count ? k0 + 16 : k_count;
-      for (int64_t n = 0; n < padded_width; ++n) {
-        const T* column = w + (n0 + n) * n_stride;
-        for (int64_t k = k0; k < k1; ++k)
-          packed[k * padded_width + n] = n < width ? widen(column[k * k_stride]) : S(0);
-      }
+// Moves bit `Half` of the row's number to the lane's number and back, for all rows: all bits make a transposition.
+template <int Half, class S>
+FUSEDRNN_FN void exchange(Vec<S> (&rows)[Vec<S>::kLanes]) {
+  using V = Vec<S>;
+  if constexpr (Half < V::kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < V::kLanes; ++i) {
+      if (i & Half) continue;
+      V a = rows[i], b = rows[i + Half];
+      rows[i] = V::template low_halves<Half>(a, b), rows[i + Half] = V::template high_halves<Half>(a, b);
     }
-    packed += k_count * padded_width;
+    exchange<2 * Half>(rows);
   }
 }
 
-template <class S>
-FUSEDRNN_FN const S* panel_at(const S* packed, int64_t k_count, int64_t n0) {
-  return packed + k_count * n0;
+// B[k][n] = w[n * stride + k]: panel after panel, row k of a panel contiguous; missing columns are zero. Square blocks
+// are transposed in registers: 4 times as fast as element by element.
+template <class T, class S>
+void pack_transposed(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packed) {
+  using V = Vec<S>;
+  for (int64_t n0 = 0; n0 < n_count; n0 += kPanel<S>) {
+    int64_t width = padded<S>(least(n_count - n0, kPanel<S>));
+    for (int64_t n = 0; n < width; n += V::kLanes)
+      for (int64_t k = 0; k < k_count; k += V::kLanes) {
+        V rows[V::kLanes];
+        for (int i = 0; i < V::kLanes; ++i)
+          rows[i] = n0 + n + i < n_count ? V::load(w + (n0 + n + i) * stride + k, k_count - k) : V(0);
+        exchange<1>(rows);
+        for (int i = 0; i < V::kLanes && k + i < k_count; ++i) rows[i].store(packed + (k + i) * width + n);
+      }
+    packed += k_count * width;
+  }
+}
+
+// B[k][n] = w[k * stride + n]
+template <class T, class S>
+void pack(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packed) {
+  using V = Vec<S>;
+  for (int64_t n0 = 0; n0 < n_count; n0 += kPanel<S>)
+    for (int64_t k = 0; k < k_count; ++k)
+      for (int64_t n = n0; n < n0 + kPanel<S> && n < n_count; n += V::kLanes, packed += V::kLanes)
+        V::load(w + k * stride + n, n_count - n).store(packed);
 }
 
 // One register tile: c[m][0 .. NV vectors) = init[m] + sum_k a[m][k] b[k].
-template <int M, int NV, class T, class S>
-void multiply_tile(const T* const* a, int64_t k_count, const S* b, const S* init, int64_t init_stride, S* c,
+template <int M, int NV, class S>
+void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init, int64_t init_stride, S* c,
                    int64_t c_stride) {
   using V = Vec<S>;
-  const T* row[M];
+  const S* row[M];
   V sum[M][NV];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -55,13 +81,14 @@ void multiply_tile(const T* const* a, int64_t k_count, const S* b, const S* init
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) sum[m][v] = V::load(init + m * init_stride + v * V::kLanes);
   }
+#pragma GCC unroll 2
   for (int64_t k = 0; k < k_count; ++k, b += NV * V::kLanes) {
     V column[NV];
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::kLanes);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      V value(widen(row[m][k]));
+      V value(row[m][k]);
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) sum[m][v] = sum[m][v] + column[v] * value;
     }
@@ -72,32 +99,71 @@ void multiply_tile(const T* const* a, int64_t k_count, const S* b, const S* init
     for (int v = 0; v < NV; ++v) sum[m][v].store(c + m * c_stride + v * V::kLanes);
 }
 
-template <class T, class S>
-using MultiplyTile = void (*)(const T* const*, int64_t, const S*, const S*, int64_t, S*, int64_t);
+template <class S>
+using MultiplyTile = void (*)(const S* const*, int64_t, const S*, const S*, int64_t, S*, int64_t);
 
-template <int M, class T, class S>
-FUSEDRNN_FN MultiplyTile<T, S> tile_of(int vectors) {
+template <int M, class S>
+FUSEDRNN_FN MultiplyTile<S> tile_of(int vectors) {
   if constexpr (kPanelVectors > 2) {
-    if (vectors == 4) return multiply_tile<M, 4, T, S>;
-    if (vectors == 3) return multiply_tile<M, 3, T, S>;
+    if (vectors == 4) return multiply_tile<M, 4, S>;
+    if (vectors == 3) return multiply_tile<M, 3, S>;
   }
-  return vectors == 2 ? multiply_tile<M, 2, T, S> : multiply_tile<M, 1, T, S>;
+  return vectors == 2 ? multiply_tile<M, 2, S> : multiply_tile<M, 1, S>;
 }
 
-// c[m] = init[m] + a[m] B for any number of rows and the first columns of one panel. An init_stride of 0 adds one bias
-// to all rows; init = c accumulates.
-template <class T, class S>
-void multiply(int64_t rows, int64_t columns, const T* const* a, int64_t k, const S* panel, const S* init,
+// c[m] = init[m] + a[m] B for any number of rows and the columns of one panel. An init_stride of 0 adds one bias to all
+// rows; init = c accumulates. Tiles are as even as can be: of 8 rows, 4 + 4 are faster than 6 + 2.
+template <class S>
+void multiply(int64_t rows, int64_t columns, const S* const* a, int64_t k, const S* panel, const S* init,
               int64_t init_stride, S* c, int64_t c_stride) {
   int vectors = static_cast<int>(padded<S>(columns) / Vec<S>::kLanes);
-  auto full = tile_of<kTileRows, T, S>(vectors);
-  for (; rows >= kTileRows; rows -= kTileRows) {
-    full(a, k, panel, init, init_stride, c, c_stride);
-    a += kTileRows, init += kTileRows * init_stride, c += kTileRows * c_stride;
+  MultiplyTile<S> tiles[] = {tile_of<1, S>(vectors), tile_of<2, S>(vectors), tile_of<3, S>(vectors),
+                             tile_of<4, S>(vectors), tile_of<5, S>(vectors), tile_of<6, S>(vectors)};
+  static_assert(sizeof tiles / sizeof *tiles == kTileRows);
+  for (int64_t count = (rows + kTileRows - 1) / kTileRows; count > 0; --count) {
+    int64_t size = (rows + count - 1) / count;
+    tiles[size - 1](a, k, panel, init, init_stride, c, c_stride);
+    a += size, init += size * init_stride, c += size * c_stride, rows -= size;
   }
-  MultiplyTile<T, S> rest[] = {nullptr, tile_of<1, T, S>(vectors), tile_of<2, T, S>(vectors),
-                               tile_of<3, T, S>(vectors), tile_of<4, T, S>(vectors), tile_of<5, T, S>(vectors)};
-  if (rows) rest[rows](a, k, panel, init, init_stride, c, c_stride);
+}
+
+// As pairs of lanes that differ in bit `Half`: a's sums where the bit is clear, b's where it is set.
+template <int Half, class S>
+FUSEDRNN_FN Vec<S> sum_lanes(const Vec<S>* rows) {
+  using V = Vec<S>;
+  if constexpr (Half == 0) {
+    return rows[0];
+  } else {
+    V a = sum_lanes<Half / 2>(rows), b = sum_lanes<Half / 2>(rows + Half);
+    return V::template low_halves<Half>(a, b) + V::template high_halves<Half>(a, b);
+  }
+}
+
+// c[m] = init + a[m] W^T for the first columns of W [columns, k] as it is: vectors along k. For few rows only.
+template <class T, class S>
+void multiply_unpacked(int64_t rows, int64_t columns, const S* const* a, int64_t k_count, const T* w, const S* init,
+                       S* c, int64_t c_stride) {
+  using V = Vec<S>;
+  constexpr int L = V::kLanes;
+  for (int64_t n = 0; n < columns; n += L)
+    for (int64_t m = 0; m < rows; ++m) {
+      const T* row[L];
+      V sum[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) row[i] = w + least(n + i, columns - 1) * k_count, sum[i] = V(0);
+      int64_t k = 0;
+      for (; k + L <= k_count; k += L) {
+        V x = V::load(a[m] + k);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) sum[i] = sum[i] + V::load(row[i] + k) * x;
+      }
+      if (k < k_count) {
+        V x = V::load(a[m] + k, k_count - k);
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) sum[i] = sum[i] + V::load(row[i] + k, k_count - k) * x;
+      }
+      (V::load(init + n) + sum_lanes<L / 2>(sum)).store(c + m * c_stride + n);
+    }
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

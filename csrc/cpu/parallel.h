@@ -1,18 +1,32 @@
-// The seam to PyTorch's thread pool.
+// The seam to PyTorch's thread pool, and how its threads wait for each other.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 namespace fusedrnn {
 
-int64_t max_threads();  // torch.get_num_threads()
-void parallel_run(int64_t tasks, void (*run)(void* context, int64_t task), void* context);
+int64_t max_threads();  // torch.get_num_threads(), or 1 where threads must not be used
+void run_team(int64_t wanted, void (*run)(void* context, int64_t member, int64_t members), void* context);
 
-// Calls f(0) .. f(tasks - 1), one task a thread where there are as many.
+// Calls f(member, members) on each of `members` threads, which all run at the same time. There are as many as wanted,
+// at most max_threads(), or fewer.
 template <class F>
-void parallel_for(int64_t tasks, F&& f) {
-  parallel_run(
-      tasks, [](void* context, int64_t task) { (*static_cast<F*>(context))(task); }, &f);
+void team(int64_t wanted, F&& f) {
+  run_team(
+      wanted,
+      [](void* context, int64_t member, int64_t members) { (*static_cast<F*>(context))(member, members); }, &f);
 }
+
+// Where the members of a team wait for the last one. Waiting spins for about as long as a step takes and then sleeps,
+// so that a thread that lost its core to somebody else gets it back: with two busy processes on two cores ...
+class Barrier {
+ public:
+  void meet(int64_t members);
+
+ private:
+  std::atomic<uint32_t> arrived_{0};
+  alignas(64) std::atomic<uint32_t> phase_{0};
+};
 
 }  // namespace fusedrnn

@@ -41,6 +41,20 @@ template <class T, class S>
 FUSEDRNN_FN void widen_row(S* to, const T* from, int64_t count) {
   for (int64_t j = 0; j < count; j += Vec<S>::kLanes) Vec<S>::load(from + j, count - j).store(to + j);
 }
+// Rows in the type of arithmetic, k numbers each: the rows themselves if they are of it, else copies in `room`.
+template <class T, class S>
+void widen_rows(int64_t rows, int64_t k, const T* const* from, S* room, const S** to) {
+  for (int64_t m = 0; m < rows; ++m) {
+    if constexpr (std::is_same_v<T, S>) {
+      to[m] = from[m];
+    } else {
+      widen_row(room + m * padded<S>(k), from[m], k);
+      to[m] = room + m * padded<S>(k);
+    }
+  }
+}
+template <class T, class S>
+constexpr bool kWidens = !std::is_same_v<T, S>;
 template <class T, class S>
 FUSEDRNN_FN void narrow_row(T* to, const S* from, int64_t count) {
   for (int64_t j = 0; j < count; j += Vec<S>::kLanes) Vec<S>::load(from + j).store(to + j, count - j);
@@ -84,27 +98,70 @@ struct Walk {
   }
 };
 
-// Shares the directions and rows of a layer out among threads, by the steps they take, and calls
-// f(direction, first row, one past the last row). A row belongs to one thread for the whole sequence: no barriers.
-template <class T, class F>
-void for_row_ranges(const ScanParams<T>& p, double flops, F&& f) {
-  constexpr double kFlopsWorthAThread = 1e6;
-  const Shape& s = p.shape;
-  int64_t threads = flops < kFlopsWorthAThread ? 1 : max_threads();
-  int64_t shares = (threads + s.directions - 1) / s.directions;
-  shares = shares < s.rows ? shares : (s.rows > 0 ? s.rows : 1);
-  Walk<T> walk{p, 0, nullptr};
-  Buffer<int64_t> first(shares + 1);
-  int64_t total = 0, taken = 0, share = 0;
-  for (int64_t n = 0; n < s.rows; ++n) total += walk.length(n) + 1;
-  for (int64_t n = 0; n < s.rows; ++n) {
-    while (share < shares && taken * shares >= share * total) first[share++] = n;
-    taken += walk.length(n) + 1;
+// The part of one direction that one thread does: either some batch rows and all units from the first step to the last,
+// or some units of all rows; then its threads meet in every step.
+struct Share {
+  int d;
+  int64_t member, members;  // of the direction
+  bool splits_units;
+  int64_t row, row_end;    // batch rows
+  int64_t unit, unit_end;  // of H
+  int64_t out, out_end;    // of P
+  Barrier* barrier;
+
+  void meet() const { barrier->meet(members); }
+  void meet_if_units_are_split() const {
+    if (splits_units) meet();
   }
-  while (share <= shares) first[share++] = s.rows;
-  parallel_for(shares * s.directions, [&](int64_t task) {
-    int64_t i = task / s.directions;
-    if (first[i] < first[i + 1]) f(static_cast<int>(task % s.directions), first[i], first[i + 1]);
+};
+
+// Member i's part of n things begins here; parts begin at multiples of `grain`.
+FUSEDRNN_FN int64_t part(int64_t n, int64_t i, int64_t members, int64_t grain) {
+  int64_t grains = (n + grain - 1) / grain;
+  return least(grains * i / members * grain, n);
+}
+
+// Batch rows shared out by the steps they take: where member i's begin.
+template <class T>
+int64_t row_part(const ScanParams<T>& p, int64_t i, int64_t members) {
+  if (i == members) return p.shape.rows;
+  Walk<T> walk{p, 0, nullptr};
+  int64_t total = 0, taken = 0, n = 0;
+  for (int64_t m = 0; m < p.shape.rows; ++m) total += walk.length(m) + 1;
+  while (taken * members < i * total) taken += walk.length(n++) + 1;
+  return n;
+}
+
+// Shares a layer out among threads and calls f(share) on each, for one direction after another where there are fewer
+// threads than directions. Rows are split where every thread's core can keep all of W_hh, as then no thread waits for
+// another before the end; units where it cannot or where rows are fewer than threads.
+template <class Cell, class T, class F>
+void share_out(const ScanParams<T>& p, double flops, F&& f) {
+  using S = Arithmetic<T>;
+  constexpr double kFlopsWorthAThread = 1e6, kFlopsWorthAMeeting = 1e5;
+  constexpr int64_t kCacheOfACore = 1 << 20;
+  const Shape& s = p.shape;
+  int64_t weights = Cell::kGates * s.hidden * s.projected;
+  Barrier barriers[2];
+  team(flops < kFlopsWorthAThread ? 1 : max_threads(), [&](int64_t member, int64_t threads) {
+    int groups = static_cast<int>(least(threads, s.directions));
+    int64_t members = threads / groups, group = member / members;
+    if (group >= groups) return;
+    bool splits_units = members > 1 && 2.0 * s.rows * weights > kFlopsWorthAMeeting * members &&
+                        (s.rows < members || weights * static_cast<int64_t>(sizeof(S)) > kCacheOfACore);
+    for (int d = static_cast<int>(group); d < s.directions; d += groups) {
+      Share share{d, member % members, members, splits_units, 0, s.rows, 0, s.hidden, 0, s.projected, &barriers[group]};
+      if (splits_units) {
+        share.unit = part(s.hidden, share.member, members, Vec<S>::kLanes);
+        share.unit_end = part(s.hidden, share.member + 1, members, Vec<S>::kLanes);
+        share.out = part(s.projected, share.member, members, Vec<S>::kLanes);
+        share.out_end = part(s.projected, share.member + 1, members, Vec<S>::kLanes);
+      } else {
+        share.row = row_part(p, share.member, members);
+        share.row_end = row_part(p, share.member + 1, members);
+      }
+      f(share);
+    }
   });
 }
 
