@@ -63,7 +63,8 @@ class Backward {
     Walk<T> walk{p, d, zeros};
     int64_t count = share.row_end - share.row, outs = share.out_end - share.out, units = share.unit_end - share.unit;
     int64_t K = Q * s.hidden;
-    Buffer<S> tile(kBlockRows * kPanel<S>), wide(kWidens<T, S> ? count * padded<S>(K > s.projected ? K : s.projected) : 0);
+    Buffer<S> tile(kBlockRows * kPanel<S>),
+        wide(kWidens<T, S> ? count * padded<S>(K > s.projected ? K : s.projected) : 0);
     Buffer<int64_t> live(count);
     Buffer<const T*> rows(count);
     Buffer<const S*> a(count);
@@ -104,8 +105,7 @@ class Backward {
         continue;
       }
       int64_t r = walk.d * s.packed_rows + walk.row(t, n);
-      for (int q = 0; q < Q; ++q)
-        zero(g.dgates + (r * Q + q) * s.hidden + share.unit, share.unit_end - share.unit);
+      for (int q = 0; q < Q; ++q) zero(g.dgates + (r * Q + q) * s.hidden + share.unit, share.unit_end - share.unit);
       if (g.h_prev) zero(g.h_prev + r * s.projected + share.out, outs);
       if (g.dh_steps) zero(g.dh_steps + r * s.projected + share.out, outs);
     }
@@ -144,8 +144,8 @@ class Backward {
     for (int64_t j = share.unit; j < share.unit_end; j += kPanel<S>)
       for (int64_t m = 0; m < count; m += kBlockRows) {
         int64_t block_rows = least(count - m, kBlockRows), columns = least(share.unit_end - j, kPanel<S>);
-        multiply<S>(block_rows, columns, a + m, s.projected, w_hr + (share.d * H_ + j) * s.projected, zero_bias, 0, tile,
-                    kPanel<S>);
+        multiply<S>(block_rows, columns, a + m, s.projected, w_hr + (share.d * H_ + j) * s.projected, zero_bias, 0,
+                    tile, kPanel<S>);
         for (int64_t b = 0; b < block_rows; ++b)
           copy(dhidden + (share.d * s.rows + live[m + b]) * H_ + j, tile + b * kPanel<S>, padded<S>(columns));
       }
@@ -216,12 +216,12 @@ class Backward {
   const ScanGrads<T>& g;
   const Shape& s;
   bool projects;
-  int64_t H_, P_;                  // H and P, padded to whole vectors
-  Buffer<S> w_hh;                  // [D] packed matrix [P_, G*H]
-  Buffer<S> w_hr;                  // [D] packed matrix [H_, P]
-  Buffer<S> dh, dc;                // [D, N, P_] and [D, N, H_]  gradient of the state, on its way to the step before
-  Buffer<S> dhidden;               // [D, N, H_]  of the hidden state before projection
-  Buffer<S> dreset_h, dreset_c;    // as dh and dc, summed over all cuts
+  int64_t H_, P_;                // H and P, padded to whole vectors
+  Buffer<S> w_hh;                // [D] packed matrix [P_, G*H]
+  Buffer<S> w_hr;                // [D] packed matrix [H_, P]
+  Buffer<S> dh, dc;              // [D, N, P_] and [D, N, H_]  gradient of the state, on its way to the step before
+  Buffer<S> dhidden;             // [D, N, H_]  of the hidden state before projection
+  Buffer<S> dreset_h, dreset_c;  // as dh and dc, summed over all cuts
   Buffer<T> zeros;
   Buffer<S> zero_bias;
 };

@@ -6,8 +6,8 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-#define FUSEDRNN_INSTANTIATE(T)                                        \
-  template void scan_forward<T>(CellKind, const ScanParams<T>&);       \
+#define FUSEDRNN_INSTANTIATE(T)                                  \
+  template void scan_forward<T>(CellKind, const ScanParams<T>&); \
   template void scan_backward<T>(CellKind, const ScanParams<T>&, const ScanGrads<T>&);
 FUSEDRNN_INSTANTIATE(float)
 FUSEDRNN_INSTANTIATE(double)

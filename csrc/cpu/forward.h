@@ -62,7 +62,8 @@ class Forward {
       for (int g = 0; g < G; ++g) {
         int64_t columns = least(end - j, kPanel<S>), unit = g * s.hidden + j;
         if (packs) {
-          pack_transposed(w.w_ih + unit * s.input, columns, s.input, s.input, w_ih + at(share.d, j, g, columns, s.input));
+          pack_transposed(w.w_ih + unit * s.input, columns, s.input, s.input,
+                          w_ih + at(share.d, j, g, columns, s.input));
           pack_transposed(w.w_hh + unit * s.projected, columns, s.projected, s.projected,
                           w_hh + at(share.d, j, g, columns, s.projected));
         }
@@ -73,7 +74,8 @@ class Forward {
     grain = share.splits_units ? V::kLanes : kPanel<S>;
     begin = part(s.projected, share.member, share.members, grain);
     end = part(s.projected, share.member + 1, share.members, grain);
-    pack_transposed(w.w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden, w_hr + (share.d * P_ + begin) * s.hidden);
+    pack_transposed(w.w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden,
+                    w_hr + (share.d * P_ + begin) * s.hidden);
   }
 
   void pack_bias(const T* bias, int64_t unit, int64_t columns, S* packed) {
@@ -225,8 +227,7 @@ class Forward {
   }
 
   T* hidden_row(int d, const Row& row) {
-    return p.hidden ? p.hidden + (d * s.packed_rows + row.index) * s.hidden
-                    : hidden + (d * s.rows + row.n) * s.hidden;
+    return p.hidden ? p.hidden + (d * s.packed_rows + row.index) * s.hidden : hidden + (d * s.rows + row.n) * s.hidden;
   }
 
   void project_hidden(const Share& share, int64_t live, const Row* rows, const T** h, const S** a, S* wide, S* tile) {
@@ -237,7 +238,8 @@ class Forward {
     for (int64_t j = share.out; j < share.out_end; j += kPanel<S>)
       for (int64_t m = 0; m < live; m += kBlockRows) {
         int64_t block_rows = least(live - m, kBlockRows), columns = least(share.out_end - j, kPanel<S>);
-        multiply<S>(block_rows, columns, a + m, s.hidden, w_hr + (d * P_ + j) * s.hidden, zero_bias, 0, tile, kPanel<S>);
+        multiply<S>(block_rows, columns, a + m, s.hidden, w_hr + (d * P_ + j) * s.hidden, zero_bias, 0, tile,
+                    kPanel<S>);
         for (int64_t b = 0; b < block_rows; ++b)
           narrow_row(p.y + (rows[m + b].index * s.directions + d) * s.projected + j, tile + b * kPanel<S>, columns);
       }
@@ -246,8 +248,7 @@ class Forward {
   void finish(const Share& share, const Walk<T>& walk) {
     for (int64_t n = share.row; n < share.row_end; ++n) {
       int64_t own = share.d * s.rows + n, length = walk.length(n), last = share.d ? 0 : length - 1;
-      const T* h =
-          length ? p.y + (walk.row(last, n) * s.directions + share.d) * s.projected : p.h0 + own * s.projected;
+      const T* h = length ? p.y + (walk.row(last, n) * s.directions + share.d) * s.projected : p.h0 + own * s.projected;
       copy(p.h_n + own * s.projected + share.out, h + share.out, share.out_end - share.out);
       if (kHasCell)
         narrow_row(p.c_n + own * s.hidden + share.unit, c + own * H_ + share.unit, share.unit_end - share.unit);
@@ -257,12 +258,12 @@ class Forward {
   const ScanParams<T>& p;
   const Shape& s;
   bool packs, projects;
-  int64_t H_, P_;           // H and P, padded to whole vectors
-  Buffer<S> w_ih, w_hh;     // [D] packed matrices [G*H_, I] and [G*H_, P]
-  Buffer<S> w_hr;           // [D] packed matrix [P_, H]
-  Buffer<S> b_ih, b_hh;     // [D, G, H_]
-  Buffer<S> c;              // [D, N, H_]  the cell state on its way
-  Buffer<T> hidden;         // [D, N, H]   the hidden state before projection, unless it is an output
+  int64_t H_, P_;        // H and P, padded to whole vectors
+  Buffer<S> w_ih, w_hh;  // [D] packed matrices [G*H_, I] and [G*H_, P]
+  Buffer<S> w_hr;        // [D] packed matrix [P_, H]
+  Buffer<S> b_ih, b_hh;  // [D, G, H_]
+  Buffer<S> c;           // [D, N, H_]  the cell state on its way
+  Buffer<T> hidden;      // [D, N, H]   the hidden state before projection, unless it is an output
   Buffer<T> zeros;
   Buffer<S> zero_bias;
 };

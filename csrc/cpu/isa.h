@@ -19,11 +19,11 @@
 
 namespace fusedrnn {
 
-#define FUSEDRNN_DECLARE(isa)                                   \
-  namespace isa {                                               \
-  template <class T>                                            \
-  void scan_forward(CellKind cell, const ScanParams<T>& params); \
-  template <class T>                                            \
+#define FUSEDRNN_DECLARE(isa)                                                                \
+  namespace isa {                                                                            \
+  template <class T>                                                                         \
+  void scan_forward(CellKind cell, const ScanParams<T>& params);                             \
+  template <class T>                                                                         \
   void scan_backward(CellKind cell, const ScanParams<T>& params, const ScanGrads<T>& grads); \
   }
 FUSEDRNN_DECLARE(avx512)

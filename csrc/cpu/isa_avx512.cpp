@@ -1,5 +1,5 @@
-// The CPU drivers for AVX-512. Standard headers come first: their inline functions are shared with files compiled for any
-// processor, so they must not be compiled for this one.
+// The CPU drivers for AVX-512. Standard headers come first: their inline functions are shared with files compiled for
+// any processor, so they must not be compiled for this one.
 #include "isa.h"
 
 #ifdef FUSEDRNN_X86_ISAS

@@ -14,8 +14,7 @@ void run_team(int64_t wanted, void (*run)(void* context, int64_t member, int64_t
 template <class F>
 void team(int64_t wanted, F&& f) {
   run_team(
-      wanted,
-      [](void* context, int64_t member, int64_t members) { (*static_cast<F*>(context))(member, members); }, &f);
+      wanted, [](void* context, int64_t member, int64_t members) { (*static_cast<F*>(context))(member, members); }, &f);
 }
 
 // Where the members of a team wait for the last one. Waiting spins for about as long as a step takes and then sleeps,

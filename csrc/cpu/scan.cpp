@@ -30,8 +30,9 @@ Isa choose_isa() {
   if (!wanted || !*wanted) return best;
   for (int i = 0; i <= static_cast<int>(best); ++i)
     if (!std::strcmp(wanted, kNames[i])) return static_cast<Isa>(i);
-  throw std::invalid_argument(std::string("FUSEDRNN_ISA=") + wanted + " is none of DEFAULT, AVX2, AVX512, or more than " +
-                              kNames[static_cast<int>(best)] + ", this processor's best");
+  throw std::invalid_argument(std::string("FUSEDRNN_ISA=") + wanted +
+                              " is none of DEFAULT, AVX2, AVX512, or more than " + kNames[static_cast<int>(best)] +
+                              ", this processor's best");
 }
 
 Isa isa() {
@@ -61,8 +62,8 @@ void scan_backward_cpu(CellKind cell, const ScanParams<T>& params, const ScanGra
   baseline::scan_backward(cell, params, grads);
 }
 
-#define FUSEDRNN_INSTANTIATE(T)                                        \
-  template void scan_forward_cpu<T>(CellKind, const ScanParams<T>&);   \
+#define FUSEDRNN_INSTANTIATE(T)                                      \
+  template void scan_forward_cpu<T>(CellKind, const ScanParams<T>&); \
   template void scan_backward_cpu<T>(CellKind, const ScanParams<T>&, const ScanGrads<T>&);
 FUSEDRNN_INSTANTIATE(float)
 FUSEDRNN_INSTANTIATE(double)

@@ -79,9 +79,7 @@ struct Walk {
     return t >= 0 && t < p.shape.steps && n < rows(t) && (!p.batch.lengths || t < p.batch.lengths[n]);
   }
   // Does row n start step t from the reset state? reset[t] cuts between t-1 and t.
-  bool cut(int64_t t, int64_t n) const {
-    return p.batch.reset && alive(t + d, n) && p.batch.reset[row(t + d, n)];
-  }
+  bool cut(int64_t t, int64_t n) const { return p.batch.reset && alive(t + d, n) && p.batch.reset[row(t + d, n)]; }
   // The state a row starts step t from, for states of the given width.
   const T* before(int64_t t, int64_t n, int64_t width, const T* steps, const T* initial, const T* reset) const {
     int64_t own = (d * p.shape.rows + n) * width, previous = d ? t + 1 : t - 1;

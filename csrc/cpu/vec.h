@@ -218,8 +218,8 @@ struct ExpConstants<double> {
   static constexpr double kLn2Hi = 0x1.62e42fee00000p-1, kLn2Lo = 0x1.a39ef35793c76p-33;
   static constexpr int kTerms = 13, kMantissa = 52;
   static constexpr double kInverseFactorials[] = {
-      1.,          1. / 2,      1. / 6,        1. / 24,        1. / 120,        1. / 720,       1. / 5040,
-      1. / 40320,  1. / 362880, 1. / 3628800,  1. / 39916800,  1. / 479001600,  1. / 6227020800};
+      1.,         1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,       1. / 5040,
+      1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800};
 };
 
 template <class S>
