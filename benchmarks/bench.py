@@ -33,7 +33,7 @@ from tqdm import tqdm
 # How far anyone's results may be from float64, relative to the largest element. Gradients of hundreds of steps are sums
 # of hundreds of rounded terms; a wrong formula is off by 1e-1 and more in any dtype.
 AGREEMENT = {"float64": 1e-11, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
-MEMORY = ("LSTM-fp32-100x64x512x512", "LSTM-bf16-100x64x512x512", "GRU-fp32-100x64x512x512")
+MEMORY = ("LSTM-fp32-100x64x512x512", "LSTM-bf16-100x64x512x512")
 CONTENTION = "LSTM-fp32-100x64x128x128"
 
 
@@ -44,7 +44,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     add("--only", default="", metavar="REGEX", help="only what matches: a name as printed by --list")
     add("--list", action="store_true", help="print the names of all that would be timed, and where they come from")
     add("--threads", type=int, nargs="+", help=f"numbers of threads (default: 1 and {min(2, cores)})")
-    add("--seconds", type=float, help="time for each set of contenders (default: 0.7, with --quick 0.25)")
+    add("--seconds", type=float, help="time for each set of contenders (default: 0.5, with --quick 0.25)")
     add("--peers", nargs="+", choices=PEERS, default=PEERS, help="(default: all; torch.nn is always there)")
     add("--out", type=Path, default=Path("runs/bench.json"), help="results go here (default: %(default)s)")
     add(
@@ -54,7 +54,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     args.threads = sorted(set(args.threads or ([min(2, cores)] if args.quick else {1, min(2, cores)})))
     if args.threads[0] < 1:
         parser.error(f"--threads must be at least 1, got {args.threads[0]}")
-    args.seconds = args.seconds or (0.25 if args.quick else 0.7)
+    args.seconds = args.seconds or (0.25 if args.quick else 0.5)
     try:
         args.only = re.compile(args.only)
     except re.error as problem:
@@ -93,8 +93,7 @@ class Timed:
                 if not value <= AGREEMENT[self.shape.dtype]:
                     raise Disagreement(f"{self.shape.name}, {call}: {who} is off by {value:.2g} from float64")
             samples = measure.alternate(found, seconds)
-        result = {"name": self.shape.name, "call": call, "threads": threads, "shape": dataclasses.asdict(self.shape)}
-        result |= {"gflop": self.shape.flops(call) / 1e9, "peak": measure.gemm_peak(self.shape.dtype, threads)}
+        result = {"gflop": self.shape.flops(call) / 1e9, "peak": measure.gemm_peak(self.shape.dtype, threads)}
         return result | {"contenders": {who: self.judged(who, samples, errors[who]) for who in found}}
 
     def exact_of(self, call: str) -> list[torch.Tensor]:
@@ -110,8 +109,8 @@ class Timed:
 
 
 def memory_of(shape: Shape, call: str, threads: int) -> dict:
-    found = {who: memory.peak_extra(shape, who, call, threads) for who in ("fusedrnn", "torch")}
-    return {"name": shape.name, "call": call, "threads": threads, "shape": dataclasses.asdict(shape), **found}
+    """Bytes."""
+    return {who: memory.peak_extra(shape, who, call, threads) for who in ("fusedrnn", "torch")}
 
 
 def contention_of(shape: Shape, threads: int, seconds: float) -> dict:
@@ -128,8 +127,17 @@ def contention_of(shape: Shape, threads: int, seconds: float) -> dict:
         alone = measure.alternate(found, seconds)
         with measure.busy_processes(os.cpu_count() or 1):
             beside = measure.alternate(found, max(2.0, 2 * seconds))
-    slower = {who: statistics.fmean(beside[who]) / statistics.median(alone[who]) for who in found}
-    return {"name": shape.name, "call": "forward", "threads": threads, "shape": dataclasses.asdict(shape), **slower}
+    return {who: statistics.fmean(beside[who]) / statistics.median(alone[who]) for who in found}
+
+
+def cost_of_reset(shape: Shape, threads: int, seconds: float) -> dict:
+    """How many times as long a call takes with reset= as without."""
+    torch.set_num_threads(threads)
+    without = dataclasses.replace(shape, form="padded")
+    found = {who: contender(Work(s), "fusedrnn", "training") for who, s in (("with", shape), ("without", without))}
+    samples = measure.alternate(found, seconds)
+    ratios = [a / b for a, b in zip(samples["with"], samples["without"], strict=True)]
+    return {"fusedrnn": statistics.median(ratios)}
 
 
 def plan(args: argparse.Namespace) -> list[tuple[str, Shape, str, int]]:
@@ -137,6 +145,8 @@ def plan(args: argparse.Namespace) -> list[tuple[str, Shape, str, int]]:
     shapes = [shape for shape in SHAPES if shape.quick or not args.quick]
     found = [("results", shape, call, n) for shape in shapes for n in args.threads for call in calls_of(shape)]
     special = {shape.name: shape for shape in SHAPES if shape.name in (*MEMORY, CONTENTION)}
+    resets = [shape for shape in shapes if shape.form == "reset"]
+    found += [("reset", shape, "training", n) for shape in resets for n in args.threads]
     found.append(("contention", special[CONTENTION], "forward", args.threads[-1]))
     if memory.supported():
         wanted = MEMORY[:1] if args.quick else MEMORY
@@ -171,12 +181,15 @@ def execute(args: argparse.Namespace, run: dict) -> int:
                         timed = None  # the one before is freed first
                         timed = Timed(shape, peers)
                     result = timed.run(call, threads, args.seconds)
-                    bar.write(report.line(result))
-                elif section == "memory":
-                    result = memory_of(shape, call, threads)
-                else:
+                elif section == "reset":
+                    result = cost_of_reset(shape, threads, args.seconds)
+                elif section == "contention":
                     result = contention_of(shape, threads, args.seconds)
-                run[section].append(result)
+                else:
+                    result = memory_of(shape, call, threads)
+                about = {"name": shape.name, "call": call, "threads": threads, "shape": dataclasses.asdict(shape)}
+                run[section].append(about | result)
+                bar.write(report.line(section, run[section][-1]))
         except KeyboardInterrupt:
             bar.write("Interrupted; what was measured so far:")
             return 130
@@ -196,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     if machine["isa"] == "none":
         sys.exit("bench: the compiled extension is not in use; python -m fusedrnn.info says why")
     warn(machine)
-    run = {"machine": machine, "seconds": args.seconds, "results": [], "memory": [], "contention": []}
+    run = {"machine": machine, "seconds": args.seconds, **{section: [] for section in report.SECTIONS}}
     absent = [who for who in args.peers if who in INFERENCE and not installed(who)]
     if absent:
         print(f"Not installed, so not compared with: {', '.join(absent)} (pip install 'fusedrnn[bench]')")

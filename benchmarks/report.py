@@ -2,7 +2,7 @@
 
 A result is {name, call, threads, shape, gflop, peak, contenders: {who: {ms, error, speedup}}}: ms is [lower quartile,
 median, upper quartile], speedup the same of (their time / ours) within each round, error against float64, peak the
-GFLOP/s of this machine's matrix product.
+GFLOP/s of this machine's matrix product. The other sections have one number for each {name, call, threads, shape, who}.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import fusedrnn.info
 
 ROOT = Path(__file__).resolve().parent.parent
 NOISE = 0.05  # medians of two runs of one build on an idle machine differ by less, mostly
+SECTIONS = ("results", "reset", "contention", "memory")
 CALL_NAMES = {"forward": "forward", "training": "forward+backward"}
 
 
@@ -33,7 +34,7 @@ def key(result: dict) -> str:
 
 def machine() -> dict:
     """Where and with what the results were made."""
-    found = {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "cpu": _cpu_model(), "cores": os.cpu_count()}
+    found = {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "cores": os.cpu_count()} | _processor()
     found |= {"isa": fusedrnn.info.info().get("instruction set", "none").split()[0]}
     found |= {"torch isa": torch.backends.cpu.get_cpu_capability(), "system": platform.platform()}
     found |= {"load average": round(os.getloadavg()[0], 2), "busy": _busy_share(), "commit": _commit()}
@@ -46,14 +47,18 @@ def machine() -> dict:
     return found | {"versions": versions}
 
 
-def _cpu_model() -> str:
+def _processor() -> dict:
+    """Its model, and which of the extensions that matter here it has."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
-    if "model name" not in fields:
-        return platform.processor() or platform.machine()
-    numbers = ", ".join(f"{k} {fields[k]}" for k in ("cpu family", "model", "stepping") if k in fields)
-    return f"{fields['model name']} ({numbers})"
+    model = fields.get("model name") or platform.processor() or platform.machine()
+    numbers = ", ".join(f"{name} {fields[name]}" for name in ("cpu family", "model", "stepping") if name in fields)
+    flags = fields.get("flags", "").split()
+    return {
+        "cpu": f"{model} ({numbers})" if numbers else model,
+        "extensions": [name for name in ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16") if name in flags],
+    }
 
 
 def _busy_share() -> float | None:
@@ -82,10 +87,16 @@ def _commit() -> str:
         return "unknown"
 
 
-def line(result: dict) -> str:
-    """One result: our time, rate, share of the peak and error; each peer's speed against ours, and its error."""
-    ours = result["contenders"]["fusedrnn"]
+def line(section: str, result: dict) -> str:
+    """One result: our time, rate, share of the peak and error; times as fast as each peer, and the peer's error."""
     text = f"{result['name']:<38} {CALL_NAMES[result['call']]:<16} {result['threads']}t"
+    if section != "results":
+        found = {who: result[who] for who in ("fusedrnn", "torch") if who in result}
+        if section == "memory":
+            return f"{text}  peak extra memory " + ", ".join(f"{who} {n / 2**20:.1f} MiB" for who, n in found.items())
+        about = {"reset": "with reset= / without", "contention": "slowdown beside busy processes"}[section]
+        return f"{text}  {about} " + ", ".join(f"{who} {ratio:.2f}x" for who, ratio in found.items())
+    ours = result["contenders"]["fusedrnn"]
     text += f"{ours['ms'][1]:>9.3f} ms {gflops_of(result):>5.0f} GFLOP/s {share(result):>4.0%} ({ours['error']:.0e})"
     for who, theirs in result["contenders"].items():
         if who != "fusedrnn":
@@ -180,6 +191,14 @@ def _floors():
         yield Floor(f"one step, {cell}, T=1 N=1 H=128", where(cell=cell, form="step", N=1), each=2.0)
     yield Floor("reset=, T128 N2 I512 H128, against a loop", where(form="reset", N=2), each=25.0)
     yield Floor("reset=, T128 N16 I64 H64, against a loop", where(form="reset", N=16), each=9.0)
+    yield Floor(
+        "reset=, the same call / without reset=",
+        lambda r: True,
+        each=1.1,
+        value=lambda r: r["fusedrnn"],
+        at_most=True,
+        section="reset",
+    )
     yield Floor("lengths=, against pack and pad", where("training", form="lengths"), each=2.0)
     yield Floor(
         "forward, T >= 50, against the best of all peers",
@@ -204,7 +223,7 @@ FLOORS = list(_floors())
 
 def summary(run: dict) -> str:
     """The table of floors, each beside what was measured; ! marks what falls short, and where it is worst."""
-    threads = sorted({r["threads"] for section in ("results", "contention", "memory") for r in run[section]})
+    threads = sorted({r["threads"] for section in SECTIONS for r in run[section]})
     head = f"{'':<48}{'floor':^14}" + "".join(f"{f'{n} thread' + 's' * (n > 1):^17}" for n in threads)
     rows = [head, f"{'':<48}{'each':>7}{'mean':>7}" + f"{'worst':>9}{'mean':>8}" * len(threads)]
     for floor in FLOORS:

@@ -102,7 +102,7 @@ def result(speedup, shape=SHAPES[0], ms=1.0, **contenders):
 
 
 def run(*results, cpu="a processor"):
-    return {"machine": {"cpu": cpu}, "results": list(results), "memory": [], "contention": []}
+    return {"machine": {"cpu": cpu}, **{section: [] for section in report.SECTIONS}, "results": list(results)}
 
 
 @pytest.mark.parametrize(
