@@ -135,6 +135,8 @@ def cost_of_reset(shape: Shape, threads: int, seconds: float) -> dict:
     torch.set_num_threads(threads)
     without = dataclasses.replace(shape, form="padded")
     found = {who: contender(Work(s), "fusedrnn", "training") for who, s in (("with", shape), ("without", without))}
+    for function in found.values():
+        function()
     samples = measure.alternate(found, seconds)
     ratios = [a / b for a, b in zip(samples["with"], samples["without"], strict=True)]
     return {"fusedrnn": statistics.median(ratios)}
@@ -167,10 +169,9 @@ def warn(machine: dict) -> None:
         )
 
 
-def execute(args: argparse.Namespace, run: dict) -> int:
+def execute(todo: list, args: argparse.Namespace, run: dict) -> int:
     """Fills run; the exit status."""
-    todo, timed = plan(args), None
-    peers = ["torch", *(who for who in args.peers if who != "torch")]
+    timed, peers = None, ["torch", *(who for who in args.peers if who != "torch")]
     with tqdm(todo, unit="", dynamic_ncols=True, smoothing=0) as bar:
         try:
             for item in bar:
@@ -201,8 +202,11 @@ def execute(args: argparse.Namespace, run: dict) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = options(argv)
+    todo = plan(args)
+    if not todo:
+        sys.exit("bench: --only matches nothing; --list prints what there is")
     if args.list:
-        for item in plan(args):
+        for item in todo:
             print(f"{title(*item):<60}{item[1].source}")
         return 0
     machine = report.machine()
@@ -215,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Not installed, so not compared with: {', '.join(absent)} (pip install 'fusedrnn[bench]')")
     warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")  # a fact about torch.nn
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was measured so far is kept
-    status = execute(args, run)
+    status = execute(todo, args, run)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(run, indent=1) + "\n")
     print(f"\n{machine['cpu']}, {machine['cores']} cores, {machine['isa']}; torch {machine['versions']['torch']}")

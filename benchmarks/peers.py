@@ -79,9 +79,10 @@ def contender(work: Work, who: str, call: str, threads: int = 1) -> Callable | N
     x = PackedSequence(leaf, *work.x[1:]) if packed else leaf
     module = work.our_module if who == "fusedrnn" else work.torch_module
     wanted = [leaf, *module.parameters()]
-    y = tensors(run(x))[0]
+    steps = (int(work.lengths.sum()),) if packed else (shape.N,) if shape.is_cell_module else (shape.T, shape.N)
     torch.manual_seed(1)
-    dy = torch.randn(y.shape, dtype=torch.float32).to(y)
+    dy = torch.randn(*steps, shape.directions * (shape.proj or shape.H))
+    dy = dy.to(getattr(torch, shape.dtype)).to(leaf)  # in float64 it has the same rounded values
 
     def training():
         result = run(x)
