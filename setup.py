@@ -22,7 +22,7 @@ import torch
 from setuptools import setup
 from torch.utils import cpp_extension
 
-CPU_SOURCES = sorted(glob.glob("csrc/*.cpp") + glob.glob("csrc/cpu/*.cpp"))
+CPU_SOURCES = ["csrc/bindings.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
 HEADERS = sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True))
 
@@ -97,10 +97,10 @@ def extension():
             depends=HEADERS,
         )
     architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
-    macros += [("FUSEDRNN_WITH_CUDA", "1"), ("FUSEDRNN_CUDA_ARCHS", f'"{architectures}"')]
+    macros += [("FUSEDRNN_WITH_CUDA", "CUDART_VERSION"), ("FUSEDRNN_CUDA_ARCHS", f'"{architectures}"')]
     return cpp_extension.CUDAExtension(
         "fusedrnn._C",
-        CPU_SOURCES + CUDA_SOURCES,
+        [*CPU_SOURCES, "csrc/bindings_cuda.cpp", *CUDA_SOURCES],
         define_macros=macros,
         extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20"]},
         extra_link_args=link,

@@ -5,8 +5,10 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "bindings_cuda.h"
 #include "dispatch.h"
 #include "scan.h"
 
@@ -52,7 +54,8 @@ class Layer {
         const optional<Tensor>& batch_sizes, const optional<Tensor>& lengths, const optional<Tensor>& reset,
         const optional<Tensor>& reset_h, const optional<Tensor>& reset_c, const std::vector<Tensor>& weights)
       : kind(cell_kind(mode)), sizes(cell_sizes(kind)), options(x.options()) {
-    check(x.device().is_cpu(), "the compiled kernels run on the CPU, got a tensor on ", x.device());
+    check(x.is_cpu() || (kWithCuda && x.is_cuda()), "there are compiled kernels for the CPU",
+          kWithCuda ? " and CUDA" : "", ", got a tensor on ", x.device());
     check(x.dim() == (batch_sizes ? 2 : 3), "x must be [T, N, I], or [R, I] with batch_sizes; got ", x.sizes());
     check(h0.dim() == 3 && h0.size(0) >= 1 && h0.size(0) <= 2, "h0 must be [D, N, P] with D 1 or 2, got ", h0.sizes());
     shape.directions = static_cast<int>(h0.size(0));
@@ -84,7 +87,8 @@ class Layer {
   ScanParams<T> params() const {
     ScanParams<T> p{};
     p.shape = shape;
-    p.batch = {offsets.data(), pointer<int64_t>(lengths), pointer<bool>(reset)};
+    p.batch = {x.is_cuda() ? pointer<int64_t>(device_offsets) : offsets.data(), pointer<int64_t>(lengths),
+               pointer<bool>(reset)};
     for (int d = 0; d < shape.directions; ++d) {
       const Tensor* w = &weights[5 * d];
       p.weights[d] = {pointer<T>(w[0]), pointer<T>(w[1]), pointer<T>(w[2]), pointer<T>(w[3]), pointer<T>(w[4])};
@@ -125,6 +129,7 @@ class Layer {
   Shape shape{};
   at::TensorOptions options;
   std::vector<int64_t> offsets;
+  Tensor device_offsets;  // on CUDA, of packed input
   Tensor x, h0, c0, lengths, reset, reset_h, reset_c;
   std::vector<Tensor> weights;  // five a direction: w_ih, w_hh, b_ih, b_hh, w_hr; absent ones undefined
 
@@ -148,6 +153,8 @@ class Layer {
     }
     shape.steps = static_cast<int64_t>(offsets.size()) - 1;
     shape.packed_rows = offsets.back();
+    if constexpr (kWithCuda)
+      if (x.is_cuda() && batch_sizes) device_offsets = copy_to_device(offsets, x.device());
   }
 
   void take_weights(const std::vector<Tensor>& given, size_t count) {
@@ -169,8 +176,8 @@ class Layer {
 };
 
 // Returns y, h_n, c_n, c_steps, saved, hidden: the last two only when training, c only of an LSTM.
-std::vector<Tensor> scan_forward(const std::string& mode, bool training, bool c_sequence, const Tensor& x, const Tensor& h0,
-                                 const optional<Tensor>& c0, const optional<Tensor>& batch_sizes,
+std::vector<Tensor> scan_forward(const std::string& mode, bool training, bool c_sequence, const Tensor& x,
+                                 const Tensor& h0, const optional<Tensor>& c0, const optional<Tensor>& batch_sizes,
                                  const optional<Tensor>& lengths, const optional<Tensor>& reset,
                                  const optional<Tensor>& reset_h, const optional<Tensor>& reset_c,
                                  const std::vector<Tensor>& weights) {
@@ -182,27 +189,54 @@ std::vector<Tensor> scan_forward(const std::string& mode, bool training, bool c_
     c_n = layer.empty(layer.c0.sizes());
     if (training || c_sequence) c_steps = layer.empty(layer.sequence(s.hidden));
   }
-  if (training) saved = layer.empty({s.directions, s.packed_rows, layer.sizes.saved, s.hidden});
+  Tensor gates_x;
+  if constexpr (kWithCuda)
+    if (x.is_cuda())
+      gates_x = project_input(layer.x, layer.weights.data(), s, layer.sizes.gates,
+                              training ? layer.sizes.saved : layer.sizes.gates);
+  if (x.is_cuda() && s.steps == 0) {  // no step, no kernel that would put the states down
+    h_n.copy_(layer.h0);
+    if (c_n.defined()) c_n.copy_(layer.c0);
+  }
+  if (training)
+    saved = gates_x.defined() ? gates_x : layer.empty({s.directions, s.packed_rows, layer.sizes.saved, s.hidden});
   if (training && layer.projects()) hidden = layer.empty({s.directions, s.packed_rows, s.hidden});
   visit_dtype(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     auto p = layer.params<T>();
     p.y = Layer::pointer<T>(y), p.h_n = Layer::pointer<T>(h_n), p.c_n = Layer::pointer<T>(c_n);
     p.c_steps = Layer::pointer<T>(c_steps), p.saved = Layer::pointer<T>(saved), p.hidden = Layer::pointer<T>(hidden);
+    p.gates_x = Layer::pointer<T>(gates_x);
     pybind11::gil_scoped_release no_gil;
+    if constexpr (kWithCuda)
+      if (x.is_cuda()) return run_forward(layer.kind, p, x);
     scan_forward_cpu(layer.kind, p);
   });
   return {y, h_n, c_n, c_steps, saved, hidden};
 }
 
+// Tier, groups, blocks, row tiles, replicas and shared bytes of the plan for a layer on a device, for tests.
+auto layer_plan(const std::string& mode, bool backward, int64_t steps, int64_t rows, int64_t hidden, int64_t projected,
+                int directions, int value_bytes, int multiprocessors, int shared_bytes, int capability,
+                const std::string& forced) {
+  Job job{backward,
+          cell_sizes(cell_kind(mode)),
+          {steps, rows, steps * rows, 0, hidden, projected, directions},
+          value_bytes};
+  Device device{multiprocessors, shared_bytes, capability};
+  Plan p = forced.empty() ? make_plan(job, device) : make_forced_plan(job, device, forced);
+  return std::make_tuple(kTierNames[static_cast<int>(p.tier)], p.groups, p.blocks, p.row_tiles, p.replicas,
+                         p.shared_bytes);
+}
+
 // Returns dgates [D, R, Q, H], h_prev [D, R, P], dh_steps [D, R, P] (with a projection), dh0, dc0, dreset_h, dreset_c.
-std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, const Tensor& h0, const optional<Tensor>& c0,
-                                  const optional<Tensor>& batch_sizes, const optional<Tensor>& lengths,
-                                  const optional<Tensor>& reset, const optional<Tensor>& reset_h,
-                                  const optional<Tensor>& reset_c, const std::vector<Tensor>& weights, const Tensor& y,
-                                  const optional<Tensor>& c_steps, const Tensor& saved, const optional<Tensor>& dy,
-                                  const optional<Tensor>& dh_n, const optional<Tensor>& dc_n,
-                                  const optional<Tensor>& dc_steps) {
+std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, const Tensor& h0,
+                                  const optional<Tensor>& c0, const optional<Tensor>& batch_sizes,
+                                  const optional<Tensor>& lengths, const optional<Tensor>& reset,
+                                  const optional<Tensor>& reset_h, const optional<Tensor>& reset_c,
+                                  const std::vector<Tensor>& weights, const Tensor& y, const optional<Tensor>& c_steps,
+                                  const Tensor& saved, const optional<Tensor>& dy, const optional<Tensor>& dh_n,
+                                  const optional<Tensor>& dc_n, const optional<Tensor>& dc_steps) {
   Layer layer(mode, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights);
   const Shape& s = layer.shape;
   int64_t D = s.directions, R = s.packed_rows;
@@ -233,6 +267,8 @@ std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, cons
     g.dh0 = Layer::pointer<T>(dh0), g.dc0 = Layer::pointer<T>(dc0);
     g.dreset_h = Layer::pointer<T>(dreset_h), g.dreset_c = Layer::pointer<T>(dreset_c);
     pybind11::gil_scoped_release no_gil;
+    if constexpr (kWithCuda)
+      if (x.is_cuda()) return run_backward(layer.kind, p, g, x);
     scan_backward_cpu(layer.kind, p, g);
   });
   return {dgates, h_prev, dh_steps, dh0, dc0, dreset_h, dreset_c};
@@ -243,11 +279,13 @@ std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, cons
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("torch_version") = FUSEDRNN_TORCH_VERSION;
 #ifdef FUSEDRNN_WITH_CUDA
-  m.attr("cuda_version") = CUDART_VERSION;
+  m.attr("cuda_version") = FUSEDRNN_WITH_CUDA;
+  m.attr("cuda_archs") = FUSEDRNN_CUDA_ARCHS;
 #else
   m.attr("cuda_version") = pybind11::none();
 #endif
   m.def("cpu_capability", &cpu_capability, "The instruction set in use: DEFAULT, AVX2 or AVX512.");
+  m.def("plan", &layer_plan);
   m.def("scan_forward", &scan_forward);
   m.def("scan_backward", &scan_backward);
 }

@@ -4,7 +4,9 @@
 // Q gate gradients (cells.h), D directions. Direction 1 runs t = T-1 .. 0. All arrays are dense and row-major.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 
 namespace fusedrnn {
 
@@ -30,17 +32,18 @@ struct Shape {
 // Which rows take which step: a padded batch is a packed batch whose steps are all of one size.
 struct Batch {
   const int64_t* offsets;  // [T+1]  step t owns packed rows offsets[t] .. offsets[t+1]-1, batch rows 0, 1, ...
+                           // CUDA: null if padded, for offsets[t] = t * N
   const int64_t* lengths;  // [N] or null: row n is frozen from step lengths[n] on, and its outputs there are zero
   const bool* reset;       // [R] or null: true cuts a row before that step: its state is selected, never multiplied
 };
 
 template <class T>
-struct Weights {   // of one direction
-  const T* w_ih;   // [G, H, I]
-  const T* w_hh;   // [G, H, P]
-  const T* b_ih;   // [G, H] or null
-  const T* b_hh;   // [G, H] or null
-  const T* w_hr;   // [P, H] or null
+struct Weights {  // of one direction
+  const T* w_ih;  // [G, H, I]
+  const T* w_hh;  // [G, H, P]
+  const T* b_ih;  // [G, H] or null
+  const T* b_hh;  // [G, H] or null
+  const T* w_hr;  // [P, H] or null
 };
 
 template <class T>
@@ -48,7 +51,8 @@ struct ScanParams {
   Shape shape;
   Batch batch;
   Weights<T> weights[2];  // per direction
-  const T* x;             // [R, I]
+  const T* x;             // [R, I]              CPU only, as w_ih and b_ih
+  const T* gates_x;       // [D, R, G, H]        CUDA only: x W_ih^T + b_ih; when training, planes 0 .. G-1 of saved
   const T* h0;            // [D, N, P]
   const T* c0;            // [D, N, H]           LSTM only, as every c below
   const T* reset_h;       // [D, N, P] or null   state behind a cut; null stands for zeros
@@ -85,6 +89,25 @@ template <class T>
 void scan_forward_cpu(CellKind cell, const ScanParams<T>& params);
 template <class T>
 void scan_backward_cpu(CellKind cell, const ScanParams<T>& params, const ScanGrads<T>& grads);
+
+// The same on a CUDA device, with all pointers in its memory. The input projection is the caller's there: one GEMM for
+// all steps, whose result gives way to the saved values. Returns a cudaError_t, or kNoRoom before anything is launched,
+// if the device cannot run all blocks at once that have to.
+constexpr int kNoRoom = -1;
+
+struct Plan;  // cuda/plan.h
+
+struct CudaRun {
+  const Plan& plan;
+  bool tf32;                              // products of float may round their operands to TF32
+  void* stream;                           // cudaStream_t
+  std::function<void*(size_t)> allocate;  // memory that lives until the stream has passed; called once at most
+};
+
+template <class T>
+int scan_forward_cuda(CellKind cell, const ScanParams<T>& params, const CudaRun& run);
+template <class T>
+int scan_backward_cuda(CellKind cell, const ScanParams<T>& params, const ScanGrads<T>& grads, const CudaRun& run);
 
 const char* cpu_capability();  // the instruction set in use: "AVX512", "AVX2" or "DEFAULT"
 

@@ -133,8 +133,8 @@ RULES = [
         ("csrc/cuda/stepwise.cu", "#include <torch/extension.h>\n"),
     ),
     Rule(
-        "torch stops at bindings.cpp and the seam to its thread pool",
-        r"csrc/(?!bindings\.cpp|cpu/parallel\.cpp).*",
+        "torch stops at the bindings and the seam to its thread pool",
+        r"csrc/(?!bindings(_cuda)?\.|cpu/parallel\.cpp).*",
         never(r"#\s*include\s*" + TORCH + r"|\b(at|torch|c10)::"),
         ("csrc/cuda/plan.h", "int plan(const at::Tensor& x);"),
     ),

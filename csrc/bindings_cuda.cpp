@@ -1,0 +1,135 @@
+// The CUDA half of the border: the input projection, a plan, scratch memory, the stream, and errors with their names.
+#include "bindings_cuda.h"
+
+#include <ATen/Context.h>
+#include <ATen/cuda/CUDAContext.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
+
+#include "dispatch.h"
+
+namespace fusedrnn {
+namespace {
+
+using at::Tensor;
+
+bool rnn_uses_tf32() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::RNN) ==
+         at::Float32Precision::TF32;
+}
+
+// While it lives, GEMMs of float obey torch.backends.cudnn.rnn.fp32_precision, as those of torch.nn's recurrent layers.
+class RnnPrecision {
+ public:
+  RnnPrecision() {
+    if (!rnn_uses_tf32())
+      ieee_.emplace();
+    else if (before_ != at::Float32Precision::TF32)
+      set(at::Float32Precision::TF32);
+  }
+  ~RnnPrecision() {
+    if (!ieee_ && before_ != at::Float32Precision::TF32) set(before_);
+  }
+
+ private:
+  static void set(at::Float32Precision precision) {
+    at::globalContext().setFloat32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL, precision);
+  }
+
+  const at::Float32Precision before_ =
+      at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
+  std::optional<at::NoTF32Guard> ieee_;
+};
+
+Device device_of(const Tensor& x) {
+  const cudaDeviceProp* p = at::cuda::getDeviceProperties(x.get_device());
+  Device device{p->multiProcessorCount, static_cast<int>(p->sharedMemPerBlockOptin), 10 * p->major + p->minor};
+  constexpr int kOldest = 80;
+  TORCH_CHECK(device.capability >= kOldest, "fusedrnn: its kernels need a GPU of compute capability 8.0 or later, but ",
+              p->name, " has ", p->major, ".", p->minor);
+  return device;
+}
+
+// Makes a plan and runs it; a plan for which the device has no room now makes way for the next tier's.
+template <class F>
+void launch(const Job& job, const Tensor& x, F&& scan) {
+  c10::cuda::CUDAGuard guard(x.device());
+  const Device device = device_of(x);
+  const char* forced = std::getenv("FUSEDRNN_PLAN");
+  const bool free = !forced || !*forced;
+  Plan plan = free ? make_plan(job, device) : make_forced_plan(job, device, forced);
+  Tensor memory;
+  auto allocate = [&](size_t bytes) {
+    memory = at::empty({static_cast<int64_t>(bytes)}, x.options().dtype(at::kByte));
+    return memory.data_ptr();
+  };
+  void* stream = at::cuda::getCurrentCUDAStream(x.get_device()).stream();
+  for (;;) {
+    int error = scan(CudaRun{plan, rnn_uses_tf32(), stream, allocate});
+    if (error == 0) return;
+    if (error == kNoRoom && free) {
+      plan = make_plan(job, device, static_cast<Tier>(static_cast<int>(plan.tier) + 1));
+      continue;
+    }
+    const Shape& s = job.shape;
+    const char* what = error == kNoRoom ? "not all of its blocks can run at once"
+                                        : cudaGetErrorString(static_cast<cudaError_t>(error));
+    TORCH_CHECK(false, "fusedrnn: the ", kTierNames[static_cast<int>(plan.tier)],
+                job.backward ? " backward" : " forward", " kernel for T=", s.steps, ", N=", s.rows, ", H=", s.hidden,
+                ", P=", s.projected, ", D=", s.directions, ", ", x.scalar_type(), " failed: ", what);
+  }
+}
+
+}  // namespace
+
+Tensor project_input(const Tensor& x, const Tensor* weights, const Shape& s, int gates, int planes) {
+  RnnPrecision precision;
+  Tensor projected = at::empty({s.directions, s.packed_rows, planes, s.hidden}, x.options());
+  Tensor rows = x.reshape({s.packed_rows, s.input});
+  for (int d = 0; d < s.directions; ++d) {
+    const Tensor &w_ih = weights[5 * d], &b_ih = weights[5 * d + 2];
+    Tensor out = projected[d].flatten(1).narrow(1, 0, gates * s.hidden);
+    if (b_ih.defined())
+      at::linear_out(out, rows, w_ih, b_ih);
+    else
+      at::mm_out(out, rows, w_ih.t());
+  }
+  return projected;
+}
+
+Tensor copy_to_device(at::IntArrayRef values, const at::Device& device) {
+  Tensor pinned =
+      at::empty({static_cast<int64_t>(values.size())}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
+  std::copy(values.begin(), values.end(), pinned.data_ptr<int64_t>());
+  return pinned.to(device, /*non_blocking=*/true);
+}
+
+template <class T>
+void run_forward(CellKind kind, const ScanParams<T>& params, const Tensor& x) {
+  launch({false, cell_sizes(kind), params.shape, sizeof(T)}, x,
+         [&](const CudaRun& run) { return scan_forward_cuda<T>(kind, params, run); });
+}
+
+template <class T>
+void run_backward(CellKind kind, const ScanParams<T>& params, const ScanGrads<T>& grads, const Tensor& x) {
+  launch({true, cell_sizes(kind), params.shape, sizeof(T)}, x,
+         [&](const CudaRun& run) { return scan_backward_cuda<T>(kind, params, grads, run); });
+}
+
+#define FUSEDRNN_INSTANTIATE(T)                                                \
+  template void run_forward<T>(CellKind, const ScanParams<T>&, const Tensor&); \
+  template void run_backward<T>(CellKind, const ScanParams<T>&, const ScanGrads<T>&, const Tensor&);
+FUSEDRNN_INSTANTIATE(float)
+FUSEDRNN_INSTANTIATE(double)
+FUSEDRNN_INSTANTIATE(bfloat16)
+FUSEDRNN_INSTANTIATE(float16)
+#undef FUSEDRNN_INSTANTIATE
+
+}  // namespace fusedrnn

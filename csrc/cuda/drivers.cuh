@@ -1,0 +1,262 @@
+// The drivers of one storage type: lay out scratch memory, launch. Included by one source file a type.
+#pragma once
+
+#include "../dispatch.h"
+#include "backward.cuh"
+#include "forward.cuh"
+#include "resident.cuh"
+#include "stepwise.cuh"
+
+namespace fusedrnn::cuda {
+
+// Scratch memory of the device, laid out twice: first to learn its size, then to learn the pointers.
+class Scratch {
+ public:
+  explicit Scratch(char* base = nullptr) : base_(base) {}
+
+  template <class E>
+  E* take(int64_t count) {
+    constexpr int64_t kAlignment = 256;
+    char* array = base_ + bytes_;
+    bytes_ += ceil_div(count * static_cast<int64_t>(sizeof(E)), kAlignment) * kAlignment;
+    return base_ && count ? reinterpret_cast<E*>(array) : nullptr;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* base_;
+  int64_t bytes_ = 0;
+};
+
+template <class Stage>
+Tiling make_tiling(const Shape& shape, const Plan& plan, int64_t plane) {
+  Tiling tiling;
+  tiling.groups = plan.groups;
+  tiling.blocks = plan.blocks;
+  tiling.plane = static_cast<int>(plane);
+  tiling.depth = static_cast<int>(Stage::kPlanesIn * plane);
+  tiling.out_plane = plan.blocks * plan.groups * kGroup;
+  tiling.rows = int64_t{plan.replicas} * plan.row_tiles * kTileRows;
+  return tiling;
+}
+
+// One stage with its operands, ready to be launched.
+template <class Stage, class Math, class T>
+struct Launcher {
+  using Operand = typename Math::Operand;
+
+  Tiling tiling;
+  Plan plan;
+  int directions;
+  device::Stream stream;
+  Operands<Math> operands{};
+
+  void take(Scratch& scratch) {
+    const int64_t rows = int64_t{directions} * tiling.out_plane * Stage::kTiles;
+    operands.weights = scratch.take<Operand>(rows * tiling.depth);
+    operands.bias = scratch.take<typename Math::Sum>(rows);
+  }
+  int64_t panel_in() const { return directions * tiling.rows * tiling.depth; }
+  int64_t panel_out() const { return directions * tiling.rows * Stage::kPlanesOut * tiling.out_plane; }
+
+  device::Launch grid(size_t shared_bytes) const {
+    device::Launch launch;
+    launch.grid = dim3(tiling.blocks, plan.replicas, directions);
+    launch.block = dim3(kThreads);
+    launch.shared_bytes = shared_bytes;
+    launch.stream = stream;
+    return launch;
+  }
+
+  device::Error prepare(const Args<T>& a, bool first_panel, uint32_t* counters, int counter_count) const {
+    constexpr int64_t kMostBlocks = 1024;
+    const int64_t blocks = ceil_div(int64_t{directions} * tiling.out_plane * Stage::kTiles * tiling.depth, kThreads);
+    device::Launch launch = grid(0);
+    launch.grid = dim3(static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks));
+    return device::launch(launch, &prepare_kernel<Stage, Math, T>, a, tiling, operands, first_panel, counters,
+                          counter_count);
+  }
+
+  device::Error step(const Args<T>& a, int64_t i, Operand* in, Operand* out) const {
+    constexpr int N = step_tiles(sizeof(T));
+    Operands<Math> o = operands;
+    o.in = in, o.out = out;
+    device::Launch launch = grid(StepShared<Stage, Math, N>().carve(nullptr, tiling));
+    return device::launch(launch, &step_kernel<Stage, Math, N, T>, a, tiling, o, i);
+  }
+
+  // Calls f(kernel, launch) with the resident kernel of the plan.
+  template <class F>
+  auto with_resident(F&& f) const {
+    if constexpr (has_wide_tiles(sizeof(T)))
+      if (plan.row_tiles == kWideTiles) return with_resident<kWideTiles>(f);
+    return with_resident<1>(f);
+  }
+  device::Error resident(const Args<T>& a, uint32_t* counters) const {
+    return with_resident([&](auto kernel, const device::Launch& launch) {
+      return device::launch(launch, kernel, a, plan.tier, tiling, operands, counters);
+    });
+  }
+
+  // Can the device run all blocks at once that wait for each other?
+  device::Error ask_for_room(bool* room) const {
+    *room = true;
+    if (plan.tier != Tier::kGrid && plan.tier != Tier::kCluster) return device::kSuccess;
+    return with_resident([&](auto kernel, const device::Launch& launch) {
+      int most = 0;
+      const bool cluster = launch.cluster > 1;
+      const device::Error error =
+          cluster ? device::resident_clusters(launch, kernel, &most) : device::resident_blocks(launch, kernel, &most);
+      *room = cluster ? most > 0 : most >= int64_t{plan.blocks} * plan.replicas * directions;
+      return error;
+    });
+  }
+
+ private:
+  template <int N, class F>
+  auto with_resident(F&& f) const {
+    device::Launch launch = grid(Shared<Stage, Math, N>().carve(nullptr, tiling, plan.tier));
+    launch.cooperative = plan.tier == Tier::kGrid;
+    launch.cluster = plan.tier == Tier::kCluster ? plan.blocks : 1;
+    return f(&resident_kernel<Stage, Math, N, T>, launch);
+  }
+};
+
+// What a launch needs besides the stages' own operands.
+template <class Math, class T>
+struct Common {
+  typename Math::Operand* panel[2];
+  uint32_t* counters;
+
+  void take(Scratch& scratch, Args<T>& a, int64_t panel_size, int64_t counter_count) {
+    using S = Arithmetic<T>;
+    const Shape& s = a.p.shape;
+    const int64_t h = s.directions * s.rows * s.projected, c = s.directions * s.rows * s.hidden;
+    for (auto& p : panel) p = scratch.take<typename Math::Operand>(panel_size);
+    counters = scratch.take<uint32_t>(counter_count);
+    a.carry_h = scratch.take<S>(counter_count ? 0 : h);
+    a.carry_c = scratch.take<S>(counter_count || !a.p.c0 ? 0 : c);
+    a.dreset_h = scratch.take<S>(a.g.dreset_h ? h : 0);
+    a.dreset_c = scratch.take<S>(a.g.dreset_c ? c : 0);
+  }
+};
+
+// A layer whose step is one stage.
+template <class Stage, class Math, class T>
+int run(Args<T> a, const CudaRun& run) {
+  const Shape& s = a.p.shape;
+  const Plan& plan = run.plan;
+  const bool stepwise = plan.tier == Tier::kStepwise;
+  const int counter_count = stepwise ? 0 : s.directions * plan.replicas * kCounterStride;
+  const int64_t plane = int64_t{plan.blocks} * plan.groups * kGroup;
+  Launcher<Stage, Math, T> stage{make_tiling<Stage>(s, plan, plane), plan, s.directions,
+                                 static_cast<device::Stream>(run.stream)};
+  bool room;
+  device::Error error = stage.ask_for_room(&room);
+  if (error != device::kSuccess || !room) return error != device::kSuccess ? error : kNoRoom;
+  Common<Math, T> common{};
+  auto lay_out = [&](Scratch scratch) {
+    stage.take(scratch);
+    common.take(scratch, a, stage.panel_in(), counter_count);
+    return scratch.bytes();
+  };
+  lay_out(Scratch(static_cast<char*>(run.allocate(lay_out(Scratch())))));
+  stage.operands.in = common.panel[0], stage.operands.out = common.panel[1];
+  error = stage.prepare(a, true, common.counters, counter_count);
+  if (!stepwise) return error == device::kSuccess ? stage.resident(a, common.counters) : error;
+  for (int64_t i = 0; error == device::kSuccess && i < s.steps + Stage::kExtraSteps; ++i)
+    error = stage.step(a, i, common.panel[i & 1], common.panel[(i + 1) & 1]);
+  return error;
+}
+
+// A layer whose step is two stages, one with units of width H, one of width P. Each hands its panel to the other.
+template <class First, class Second, class Math, class T>
+int run_two(Args<T> a, const CudaRun& run, const Job& job) {
+  const Shape& s = a.p.shape;
+  auto launcher = [&](auto stage, const Plan& other) {
+    using Stage = decltype(stage);
+    Plan plan = planning::step_plan(job, Stage::width(s));
+    return Launcher<Stage, Math, T>{make_tiling<Stage>(s, plan, int64_t{other.blocks} * other.groups * kGroup), plan,
+                                    s.directions, static_cast<device::Stream>(run.stream)};
+  };
+  auto first = launcher(First{}, planning::step_plan(job, Second::width(s)));
+  auto second = launcher(Second{}, planning::step_plan(job, First::width(s)));
+  Common<Math, T> common{};
+  auto lay_out = [&](Scratch scratch) {
+    first.take(scratch), second.take(scratch);
+    common.take(scratch, a, first.panel_in() > second.panel_in() ? first.panel_in() : second.panel_in(), 0);
+    return scratch.bytes();
+  };
+  lay_out(Scratch(static_cast<char*>(run.allocate(lay_out(Scratch())))));
+  first.operands.in = second.operands.out = common.panel[0];
+  first.operands.out = second.operands.in = common.panel[1];
+  device::Error error = first.prepare(a, true, nullptr, 0);
+  if (error == device::kSuccess) error = second.prepare(a, false, nullptr, 0);
+  for (int64_t i = 0; error == device::kSuccess && i < s.steps + First::kExtraSteps; ++i) {
+    error = first.step(a, i, common.panel[0], common.panel[1]);
+    if (error == device::kSuccess) error = second.step(a, i, common.panel[1], common.panel[0]);
+  }
+  return error;
+}
+
+// Calls f(math): how products of T are made.
+template <class T, class F>
+auto visit_math(bool tf32, F&& f) {
+  if constexpr (sizeof(T) == 2)
+    return f(TensorCores<T>{});
+  else if constexpr (sizeof(T) == 8)
+    return f(MultiplyAdd<T>{});
+  else
+    return tf32 ? f(TensorCores<T>{}) : f(MultiplyAdd<T>{});
+}
+
+}  // namespace fusedrnn::cuda
+
+namespace fusedrnn {
+
+template <class T>
+int scan_forward_cuda(CellKind kind, const ScanParams<T>& params, const CudaRun& run) {
+  if (params.shape.rows == 0) return device::kSuccess;
+  cuda::Args<T> a{};
+  a.p = params;
+  return visit(kind, [&](auto cell) {
+    return cuda::visit_math<T>(run.tf32, [&](auto math) {
+      using namespace cuda;
+      using Cell = decltype(cell);
+      using Math = decltype(math);
+      if constexpr (Cell::kStates == 2)
+        if (params.weights[0].w_hr) {
+          Job job{false, {Cell::kGates, Cell::kSaved, Cell::kGrads}, params.shape, sizeof(T)};
+          return run_two<CellForward<Cell, T, true>, ProjectForward<T>, Math>(a, run, job);
+        }
+      return cuda::run<CellForward<Cell, T, false>, Math>(a, run);
+    });
+  });
+}
+
+template <class T>
+int scan_backward_cuda(CellKind kind, const ScanParams<T>& params, const ScanGrads<T>& grads, const CudaRun& run) {
+  if (params.shape.rows == 0) return device::kSuccess;
+  cuda::Args<T> a{};
+  a.p = params;
+  a.g = grads;
+  return visit(kind, [&](auto cell) {
+    return cuda::visit_math<T>(run.tf32, [&](auto math) {
+      using namespace cuda;
+      using Cell = decltype(cell);
+      using Math = decltype(math);
+      if constexpr (Cell::kStates == 2)
+        if (params.weights[0].w_hr) {
+          Job job{true, {Cell::kGates, Cell::kSaved, Cell::kGrads}, params.shape, sizeof(T)};
+          return run_two<ProjectBackward<Cell, T>, CellBackward<Cell, T, true>, Math>(a, run, job);
+        }
+      return cuda::run<CellBackward<Cell, T, false>, Math>(a, run);
+    });
+  });
+}
+
+#define FUSEDRNN_INSTANTIATE(T)                                                      \
+  template int scan_forward_cuda<T>(CellKind, const ScanParams<T>&, const CudaRun&); \
+  template int scan_backward_cuda<T>(CellKind, const ScanParams<T>&, const ScanGrads<T>&, const CudaRun&)
+
+}  // namespace fusedrnn

@@ -1,0 +1,5 @@
+#include "drivers.cuh"
+
+namespace fusedrnn {
+FUSEDRNN_INSTANTIATE(float16);
+}

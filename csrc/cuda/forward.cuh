@@ -1,0 +1,154 @@
+// Forward: what becomes of one unit of one row in one step, once its recurrent sums are there.
+//
+// A stage is a product and what is done with its sums. A thread calls step() for its (row n, unit j) pairs.
+//   kTiles       sums of a pair
+//   kPlanesIn    planes of values that its product sums over
+//   kPlanesOut   values that a pair hands to the next product
+//   kExtraSteps  steps beyond the last
+//   Carry        what a pair takes from step to step
+//   Inputs       what a step reads that does not depend on the step before: loaded ahead of it, as stored
+#pragma once
+
+#include "walk.cuh"
+
+namespace fusedrnn::cuda {
+
+// A state that has come out of step s is put down; returns the state before the walk's next step.
+template <class T>
+__device__ Arithmetic<T> put_down(const Walk<T>& walk, const Step& s, int64_t n, int64_t width, int64_t j, bool alive,
+                                  Arithmetic<T> state, T* steps, T* last, const T* reset) {
+  using S = Arithmetic<T>;
+  if (steps && n < s.rows) steps[walk.output(s.first + n, width, j)] = device::narrow<T>(alive ? state : S(0));
+  int64_t own = walk.state(n, width, j);
+  // The row's last step; or time is over and the row had none. Direction 1 ends at t = 0, where every row begins.
+  if (alive ? !walk.next_alive(s, n) : s.t == 0) last[own] = device::narrow<T>(state);
+  if (!walk.cut(s, n)) return state;
+  return reset ? device::widen(reset[own]) : S(0);
+}
+
+template <class T>
+__device__ Arithmetic<T> first_state(const Walk<T>& walk, int64_t n, int64_t width, int64_t j, const T* initial,
+                                     const T* reset) {
+  int64_t own = walk.state(n, width, j);
+  if (!walk.cut(walk.step(-1), n)) return device::widen(initial[own]);
+  return reset ? device::widen(reset[own]) : Arithmetic<T>(0);
+}
+
+// The cell. With a projection it hands on the hidden state before it; the next stage makes h of it.
+template <class Cell, class T, bool kProjects>
+struct CellForward {
+  using S = Arithmetic<T>;
+  static constexpr int G = Cell::kGates, A = Cell::kSaved;
+  static constexpr int kTiles = G, kPlanesIn = 1, kPlanesOut = 1, kExtraSteps = 0;
+  static constexpr bool kBackward = false, kTransposed = false, kHasCell = Cell::kStates == 2;
+
+  struct Carry {
+    S h, c;
+  };
+  struct Inputs {
+    T x[G];
+  };
+
+  FUSEDRNN_FN static int64_t width(const Shape& s) { return s.hidden; }           // units that have sums
+  FUSEDRNN_FN static int64_t plane_depth(const Shape& s) { return s.projected; }  // values a plane sums over
+
+  __device__ static T weight(const Weights<T>& w, const Shape& s, int tile, int64_t j, int, int64_t k) {
+    return w.w_hh[(tile * s.hidden + j) * s.projected + k];
+  }
+  __device__ static S bias(const Weights<T>& w, const Shape& s, int tile, int64_t j) {
+    return w.b_hh ? device::widen(w.b_hh[tile * s.hidden + j]) : S(0);
+  }
+  // What the first product sums over.
+  __device__ static S first(const Walk<T>& walk, int64_t n, int64_t k) {
+    return first_state(walk, n, walk.p.shape.projected, k, walk.p.h0, walk.p.reset_h);
+  }
+
+  __device__ static Carry start(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j) {
+    Carry carry{};
+    if (!kProjects) carry.h = first_state(walk, n, a.p.shape.hidden, j, a.p.h0, a.p.reset_h);
+    if (kHasCell) carry.c = first_state(walk, n, a.p.shape.hidden, j, a.p.c0, a.p.reset_c);
+    return carry;
+  }
+  __device__ static Carry load(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j) {
+    int64_t own = walk.state(n, a.p.shape.hidden, j);
+    return {kProjects ? S(0) : a.carry_h[own], kHasCell ? a.carry_c[own] : S(0)};
+  }
+  __device__ static void store(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j, const Carry& carry) {
+    int64_t own = walk.state(n, a.p.shape.hidden, j);
+    if (!kProjects) a.carry_h[own] = carry.h;
+    if (kHasCell) a.carry_c[own] = carry.c;
+  }
+
+  __device__ static void read(const Args<T>& a, const Walk<T>& walk, const Step& s, int64_t n, int64_t j, Inputs* in) {
+    if (!walk.alive(s, n)) return;
+    int planes = a.p.saved ? A : G;
+#pragma unroll
+    for (int g = 0; g < G; ++g) in->x[g] = a.p.gates_x[walk.record(s.first + n, planes, g, j)];
+  }
+
+  __device__ static void step(const Args<T>& a, const Walk<T>& walk, int64_t, const Step& s, int64_t n, int64_t j,
+                              const Inputs& in, const S (&r)[G], Carry* carry, S (&out)[1]) {
+    const ScanParams<T>& p = a.p;
+    bool alive = walk.alive(s, n), there = n < s.rows;
+    int64_t row = s.first + n, H = p.shape.hidden;
+    S state[2] = {carry->h, carry->c}, keep[A] = {}, x[G];
+    if (alive) {
+#pragma unroll
+      for (int g = 0; g < G; ++g) x[g] = device::widen(in.x[g]);
+      Cell::forward(x, r, state, keep);
+      state[0] = device::widen(device::narrow<T>(state[0]));  // the next step goes on from the h that is stored
+    }
+    if (there && p.saved)
+#pragma unroll
+      for (int k = 0; k < A; ++k) p.saved[walk.record(row, A, k, j)] = device::narrow<T>(keep[k]);
+    if (kHasCell) carry->c = put_down(walk, s, n, H, j, alive, state[1], p.c_steps, p.c_n, p.reset_c);
+    if constexpr (kProjects) {
+      out[0] = alive ? state[0] : S(0);
+      if (there && p.hidden) p.hidden[walk.record(row, 1, 0, j)] = device::narrow<T>(out[0]);
+    } else {
+      out[0] = carry->h = put_down(walk, s, n, H, j, alive, state[0], p.y, p.h_n, p.reset_h);
+    }
+  }
+};
+
+// h = W_hr hidden.
+template <class T>
+struct ProjectForward {
+  using S = Arithmetic<T>;
+  static constexpr int kTiles = 1, kPlanesIn = 1, kPlanesOut = 1, kExtraSteps = 0;
+  static constexpr bool kBackward = false, kTransposed = false;
+
+  struct Carry {
+    S h;
+  };
+  struct Inputs {};
+
+  FUSEDRNN_FN static int64_t width(const Shape& s) { return s.projected; }
+  FUSEDRNN_FN static int64_t plane_depth(const Shape& s) { return s.hidden; }
+
+  __device__ static T weight(const Weights<T>& w, const Shape& s, int, int64_t j, int, int64_t k) {
+    return w.w_hr[j * s.hidden + k];
+  }
+  __device__ static S bias(const Weights<T>&, const Shape&, int, int64_t) { return S(0); }
+  __device__ static S first(const Walk<T>&, int64_t, int64_t) { return S(0); }
+
+  __device__ static Carry start(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j) {
+    return {first_state(walk, n, a.p.shape.projected, j, a.p.h0, a.p.reset_h)};
+  }
+  __device__ static Carry load(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j) {
+    return {a.carry_h[walk.state(n, a.p.shape.projected, j)]};
+  }
+  __device__ static void store(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j, const Carry& carry) {
+    a.carry_h[walk.state(n, a.p.shape.projected, j)] = carry.h;
+  }
+  __device__ static void read(const Args<T>&, const Walk<T>&, const Step&, int64_t, int64_t, Inputs*) {}
+
+  __device__ static void step(const Args<T>& a, const Walk<T>& walk, int64_t, const Step& s, int64_t n, int64_t j,
+                              const Inputs&, const S (&sum)[1], Carry* carry, S (&out)[1]) {
+    bool alive = walk.alive(s, n);
+    S h = alive ? device::widen(device::narrow<T>(sum[0])) : carry->h;
+    out[0] = carry->h = put_down(walk, s, n, a.p.shape.projected, j, alive, h, a.p.y, a.p.h_n, a.p.reset_h);
+  }
+};
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,139 @@
+// Tiers block, cluster and grid: one kernel takes all steps, and its weights stay in shared memory.
+#pragma once
+
+#include "exchange.cuh"
+
+namespace fusedrnn::cuda {
+
+template <class Stage, class Math, int N>
+struct Shared {  // of a block
+  using Operand = typename Math::Operand;
+  using Sum = typename Math::Sum;
+
+  Operand *weights, *panel, *stage;
+  Sum *bias, *sums;  // sums null: in the place of the step's panel
+  uint64_t* barriers;
+  int ld, panel_size;
+
+  FUSEDRNN_FN size_t carve(unsigned char* base, const Tiling& tiling, Tier tier) {
+    const bool cluster = tier == Tier::kCluster, in_panel = sums_in_panel(tier, N);
+    const int units = tiling.units(), rows = N * kTileRows;
+    const size_t sum_count = Meeting<Stage::kTiles, N, Sum>::count(tiling.groups);
+    device::Carver carver(base);
+    ld = static_cast<int>(padded_row(tiling.depth, sizeof(Operand)));
+    panel_size = rows * ld;
+    if (in_panel && sum_count * sizeof(Sum) > panel_size * sizeof(Operand))
+      panel_size = static_cast<int>(sum_count * sizeof(Sum) / sizeof(Operand));
+    weights = carver.take<Operand>(size_t(Stage::kTiles) * units * ld);
+    panel = carver.take<Operand>(size_t(cluster ? 2 : 1) * panel_size);
+    sums = carver.take<Sum>(in_panel ? 0 : sum_count);
+    if (in_panel) sums = nullptr;
+    bias = carver.take<Sum>(Stage::kTiles * units);
+    stage = carver.take<Operand>(cluster ? rows * Stage::kPlanesOut * units : 0);
+    barriers = carver.take<uint64_t>(cluster ? 2 : 0);
+    return carver.bytes();
+  }
+};
+
+// Block x of replica y in direction z.
+template <class Stage, class Math, int N, class T>
+__global__ void __launch_bounds__(kThreads, 1)
+    resident_kernel(Args<T> a, Tier tier, Tiling tiling, Operands<Math> o, uint32_t* counters) {
+  using Operand = typename Math::Operand;
+  using Sum = typename Math::Sum;
+  constexpr int M = Stage::kTiles, kRows = N * kTileRows, kPairs = kCellsPerThread;
+  const Shape& shape = a.p.shape;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, d = blockIdx.z;
+  const int64_t first_row = int64_t{blockIdx.y} * kRows, first_unit = int64_t{blockIdx.x} * tiling.units();
+  const int64_t width = Stage::width(shape), steps = shape.steps + Stage::kExtraSteps;
+  const int64_t panel_at = (d * tiling.rows + first_row) * tiling.depth,
+                block = int64_t{d} * tiling.blocks + blockIdx.x;
+  const Walk<T> walk(a.p, d, Stage::kBackward);
+
+  Shared<Stage, Math, N> shared;
+  shared.carve(device::shared_memory(), tiling, tier);
+  const int ld = shared.ld, weight_rows = M * tiling.units();
+  Meeting<M, N, Sum> meeting{shared.sums, tiling.groups};
+  Exchange<Operand> exchange{tier,
+                             shared.panel,
+                             ld,
+                             shared.panel_size,
+                             kRows,
+                             tiling.depth,
+                             tiling.plane,
+                             static_cast<int>(first_unit),
+                             tiling.units(),
+                             Stage::kPlanesOut,
+                             tiling.blocks,
+                             o.in + panel_at,
+                             o.out - o.in,
+                             counters + (d * gridDim.y + blockIdx.y) * kCounterStride,
+                             shared.stage,
+                             shared.barriers};
+
+  copy_rows(shared.weights, ld, o.weights + block * weight_rows * tiling.depth, tiling.depth, weight_rows,
+            tiling.depth);
+  copy_rows(shared.panel, ld, o.in + panel_at, tiling.depth, kRows, tiling.depth);
+  device::copy_async_commit();
+  for (int i = threadIdx.x; i < weight_rows; i += kThreads) shared.bias[i] = o.bias[block * weight_rows + i];
+  device::copy_async_wait<0>();  // orders: own copies of the weights and the first panel, before the barrier
+  exchange.open();
+  __syncthreads();  // orders: all copies, before the first product
+
+  typename Stage::Carry carry[kPairs];
+  auto each_pair = [&](auto&& f) {
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      int i = threadIdx.x + p * kThreads;
+      if (i >= meeting.pairs()) continue;
+      int64_t n = first_row + meeting.row(i), j = first_unit + meeting.unit(i);
+      f(p, i, n, j, n < shape.rows && j < width);
+    }
+  };
+  each_pair([&](int p, int, int64_t n, int64_t j, bool real) {
+    if (real) carry[p] = Stage::start(a, walk, n, j);
+  });
+
+  const int parts = splits(tiling.groups), split = warp % parts;
+  for (int64_t step = 0; step < steps; ++step) {
+    const Step s = walk.step(step);
+    typename Stage::Inputs inputs[kPairs];
+    each_pair([&](int p, int, int64_t n, int64_t j, bool real) {
+      if (real) Stage::read(a, walk, s, n, j, &inputs[p]);
+    });
+
+    Operand* panel = exchange.wait(step);
+    for (int first = 0; first < tiling.groups; first += kWarps / parts) {
+      const int group = first + warp / parts;
+      Sum part[M][N][4] = {};
+      if (group < tiling.groups) {
+        const Operand* weights = shared.weights + group * M * kGroup * ld;
+        for (int k = split * Math::kDepth; k < tiling.depth; k += parts * Math::kDepth)
+          Math::multiply(part, weights + k, kGroup * ld, panel + k, ld, lane);
+      }
+      if (!shared.sums) {  // then no warp has a second group: there are two at most
+        __syncthreads();   // orders: the product, before the sums take the panel's place
+        meeting.sums = reinterpret_cast<Sum*>(panel);
+      }
+      if (group < tiling.groups) meeting.put(split, group, part, lane);
+    }
+    __syncthreads();  // the sums' barrier. orders: all parts, before they are summed; the product, before the next put
+
+    each_pair([&](int p, int i, int64_t n, int64_t j, bool real) {
+      Arithmetic<T> out[Stage::kPlanesOut] = {};
+      if (real) {
+        Sum sums[M];
+        meeting.take(i, shared.bias, sums);
+        Stage::step(a, walk, step, s, n, j, inputs[p], sums, &carry[p], out);
+      }
+      if (step + 1 == steps) return;
+#pragma unroll
+      for (int plane = 0; plane < Stage::kPlanesOut; ++plane)
+        exchange.put(step + 1, plane, meeting.row(i), meeting.unit(i), Math::operand(out[plane]));
+    });
+    if (step + 1 < steps) exchange.publish(step + 1);
+  }
+  exchange.close();
+}
+
+}  // namespace fusedrnn::cuda

@@ -1,0 +1,113 @@
+// Tier stepwise: a kernel a step, or two with a projection. The recurrent product and the cell are one kernel, so that
+// pre-activations never leave the multiprocessor; weights stream through shared memory.
+#pragma once
+
+#include "operands.cuh"
+
+namespace fusedrnn::cuda {
+
+template <class Stage, class Math, int N>
+struct StepShared {
+  using Operand = typename Math::Operand;
+  using Sum = typename Math::Sum;
+  static constexpr int kChunk = 256 / sizeof(Operand);  // depth that is in shared memory at a time, twice
+  static constexpr int kLd = static_cast<int>(padded_row(kChunk, sizeof(Operand)));
+
+  Operand *weights, *panel;  // two chunks of each
+  Sum* sums;                 // in the place of the chunks, once these are used up
+
+  static constexpr int kPanelChunk = N * kTileRows * kLd;
+
+  FUSEDRNN_FN static int weight_chunk(const Tiling& tiling) { return Stage::kTiles * tiling.units() * kLd; }
+  FUSEDRNN_FN size_t carve(unsigned char* base, const Tiling& tiling) {
+    device::Carver chunks(base), meeting(base);
+    weights = chunks.take<Operand>(2 * weight_chunk(tiling));
+    panel = chunks.take<Operand>(2 * kPanelChunk);
+    sums = meeting.take<Sum>(Meeting<Stage::kTiles, N, Sum>::count(tiling.groups));
+    return chunks.bytes() > meeting.bytes() ? chunks.bytes() : meeting.bytes();
+  }
+};
+
+// Block x of units, tile y of rows, direction z.
+template <class Stage, class Math, int N, class T>
+__global__ void __launch_bounds__(kThreads, 1) step_kernel(Args<T> a, Tiling tiling, Operands<Math> o, int64_t step) {
+  using Operand = typename Math::Operand;
+  using Sum = typename Math::Sum;
+  using Memory = StepShared<Stage, Math, N>;
+  constexpr int M = Stage::kTiles, kRows = N * kTileRows, kPairs = kStepGroups * kGroup * kRows / kThreads;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, d = blockIdx.z;
+  const int64_t first_row = int64_t{blockIdx.y} * kRows, first_unit = int64_t{blockIdx.x} * tiling.units();
+  const int64_t width = Stage::width(a.p.shape), block = int64_t{d} * tiling.blocks + blockIdx.x;
+  const int weight_rows = M * tiling.units(), weight_chunk = Memory::weight_chunk(tiling);
+  const Operand* weights = o.weights + block * weight_rows * tiling.depth;
+  const Operand* in = o.in + (d * tiling.rows + first_row) * tiling.depth;
+  const Walk<T> walk(a.p, d, Stage::kBackward);
+  const Step s = walk.step(step);
+
+  Memory shared;
+  shared.carve(device::shared_memory(), tiling);
+  auto chunk_depth = [&](int chunk) {
+    const int left = tiling.depth - chunk * Memory::kChunk;
+    return left < Memory::kChunk ? left : Memory::kChunk;
+  };
+  auto fetch = [&](int chunk) {
+    const int k = chunk * Memory::kChunk, depth = chunk_depth(chunk);
+    copy_rows(shared.weights + (chunk & 1) * weight_chunk, Memory::kLd, weights + k, tiling.depth, weight_rows, depth);
+    copy_rows(shared.panel + (chunk & 1) * Memory::kPanelChunk, Memory::kLd, in + k, tiling.depth, kRows, depth);
+    device::copy_async_commit();
+  };
+  fetch(0);
+
+  const Meeting<M, N, Sum> meeting{shared.sums, tiling.groups};
+  typename Stage::Carry carry[kPairs];
+  typename Stage::Inputs inputs[kPairs];
+  auto each_pair = [&](auto&& f) {
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      int i = threadIdx.x + p * kThreads;
+      if (i >= meeting.pairs()) continue;
+      int64_t n = first_row + meeting.row(i), j = first_unit + meeting.unit(i);
+      f(p, i, n, j, n < a.p.shape.rows && j < width);
+    }
+  };
+  each_pair([&](int p, int, int64_t n, int64_t j, bool real) {
+    if (!real) return;
+    carry[p] = step ? Stage::load(a, walk, n, j) : Stage::start(a, walk, n, j);
+    Stage::read(a, walk, s, n, j, &inputs[p]);
+  });
+
+  const int parts = splits(tiling.groups), split = warp % parts, group = warp / parts;
+  Sum part[M][N][4] = {};
+  for (int chunk = 0, chunks = (tiling.depth + Memory::kChunk - 1) / Memory::kChunk; chunk < chunks; ++chunk) {
+    if (chunk + 1 < chunks) {
+      fetch(chunk + 1);
+      device::copy_async_wait<1>();  // orders: own copies of this chunk, before the barrier
+    } else {
+      device::copy_async_wait<0>();  // orders: own copies of the last chunk, before the barrier
+    }
+    __syncthreads();  // orders: all copies of this chunk, before the product
+    const int depth = chunk_depth(chunk);
+    const Operand* own = shared.weights + (chunk & 1) * weight_chunk + group * M * kGroup * Memory::kLd;
+    for (int k = split * Math::kDepth; k < depth; k += parts * Math::kDepth)
+      Math::multiply(part, own + k, kGroup * Memory::kLd, shared.panel + (chunk & 1) * Memory::kPanelChunk + k,
+                     Memory::kLd, lane);
+    __syncthreads();  // orders: the product, before the chunk after the next, or the sums, take its place
+  }
+  meeting.put(split, group, part, lane);
+  __syncthreads();  // orders: all parts, before they are summed
+
+  each_pair([&](int p, int i, int64_t n, int64_t j, bool real) {
+    Arithmetic<T> out[Stage::kPlanesOut] = {};
+    if (real) {
+      Sum sums[M];
+      meeting.take(i, o.bias + block * weight_rows, sums);
+      Stage::step(a, walk, step, s, n, j, inputs[p], sums, &carry[p], out);
+      Stage::store(a, walk, n, j, carry[p]);
+    }
+    Operand* to = o.out + (d * tiling.rows + n) * Stage::kPlanesOut * tiling.out_plane + j;
+#pragma unroll
+    for (int plane = 0; plane < Stage::kPlanesOut; ++plane) to[plane * tiling.out_plane] = Math::operand(out[plane]);
+  });
+}
+
+}  // namespace fusedrnn::cuda
