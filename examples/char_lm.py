@@ -37,13 +37,13 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", default="", help="a text file, or a folder of them (default: the Python standard library)")
-    add("--steps", type=int, default=250, help="training steps in all (default: %(default)s)")
+    add("--steps", type=int, default=1200, help="training steps in all (default: %(default)s)")
     add("--embedding", type=int, default=64, help="(default: %(default)s)")
     add("--hidden", type=int, default=256, help="(default: %(default)s)")
     add("--layers", type=int, default=2, help="(default: %(default)s)")
     add("--batch", type=int, default=32, help="texts read side by side (default: %(default)s)")
-    add("--length", type=int, default=96, help="characters a step from each of them (default: %(default)s)")
-    add("--rate", type=float, default=4e-3, help="Adam's learning rate at its peak (default: %(default)s)")
+    add("--length", type=int, default=32, help="characters a step from each of them (default: %(default)s)")
+    add("--rate", type=float, default=1e-2, help="Adam's learning rate at its peak (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--no-compare", dest="compare", action="store_false", help="train FusedLSTM alone")
     add("--out", type=Path, default=Path("runs/char_lm"), help="checkpoint and picture go here (default: %(default)s)")
@@ -98,6 +98,13 @@ class CharModel(nn.Module):
         self.embedding = nn.Embedding(alphabet, embedding)
         self.lstm = lstm(embedding, hidden, layers)
         self.linear = nn.Linear(hidden, alphabet)
+        for name, parameter in self.lstm.named_parameters():
+            gates = parameter.data.chunk(4)  # i, f, g, o
+            if name.startswith("bias"):
+                nn.init.zeros_(parameter)
+                nn.init.constant_(gates[1], float("bias_ih" in name))  # remember at first
+            for gate in gates if name.startswith("weight") else ():
+                (nn.init.orthogonal_ if "weight_hh" in name else nn.init.xavier_uniform_)(gate)
 
     def forward(self, characters: Tensor, state=None):
         """characters [T, N] → logits of each one's successor [T, N, alphabet], and the state behind the last."""
@@ -120,7 +127,7 @@ class Trainer:
         start = time.perf_counter()
         at = len(self.losses) + 1
         for group in self.optimizer.param_groups:  # up, then down, whatever --steps is: more may be added later
-            group["lr"] = self.args.rate * min(at / 20, 1, math.sqrt(200 / at))
+            group["lr"] = self.args.rate * min(at / 20, 1, math.sqrt(100 / at))
         logits, state = self.model(window[:-1], self.state)
         loss = F.cross_entropy(logits.flatten(0, 1), window[1:].flatten())
         self.optimizer.zero_grad()
