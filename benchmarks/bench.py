@@ -5,7 +5,7 @@ the table of what was promised, beside what was measured; ! marks what falls sho
 
     python benchmarks/bench.py                     everything, under 10 minutes on two cores
     python benchmarks/bench.py --quick             a part of it, under a minute
-    python benchmarks/bench.py --only 'GRU.*/training/2' --seconds 3
+    python benchmarks/bench.py --only 'GRU.*/training/2' --seconds 3      or --only speech
     python benchmarks/bench.py --compare benchmarks/results/old.json
 """
 
@@ -41,7 +41,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, cores = parser.add_argument, os.cpu_count() or 1
     add("--quick", action="store_true", help="fewer shapes, all cores only, less time for each")
-    add("--only", default="", metavar="REGEX", help="only what matches: a name as printed by --list")
+    add("--only", default="", metavar="REGEX", help="only those whose name or source, as --list prints them, matches")
     add("--list", action="store_true", help="print the names of all that would be timed, and where they come from")
     add("--threads", type=int, nargs="+", help=f"numbers of threads (default: 1 and {min(2, cores)})")
     add("--seconds", type=float, help="time for each set of contenders (default: 0.5, with --quick 0.25)")
@@ -153,7 +153,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, Shape, str, int]]:
     if memory.supported():
         wanted = MEMORY[:1] if args.quick else MEMORY
         found += [("memory", special[name], call, args.threads[-1]) for name in wanted for call in CALLS]
-    return [item for item in found if args.only.search(title(*item))]
+    return [item for item in found if args.only.search(title(*item)) or args.only.search(item[1].source)]
 
 
 def title(section: str, shape: Shape, call: str, threads: int) -> str:
