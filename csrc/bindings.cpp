@@ -1,4 +1,5 @@
 // The border between torch and the kernels: check, allocate, fill ScanParams, call. No arithmetic.
+#include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/utils/pybind.h>
@@ -15,6 +16,7 @@
 namespace {
 
 using at::Tensor;
+using Size = at::DimVector;
 using std::optional;
 using namespace fusedrnn;
 
@@ -56,22 +58,25 @@ class Layer {
       : kind(cell_kind(mode)), sizes(cell_sizes(kind)), options(x.options()) {
     check(x.is_cpu() || (kWithCuda && x.is_cuda()), "there are compiled kernels for the CPU",
           kWithCuda ? " and CUDA" : "", ", got a tensor on ", x.device());
-    check(x.dim() == (batch_sizes ? 2 : 3), "x must be [T, N, I], or [R, I] with batch_sizes; got ", x.sizes());
-    check(h0.dim() == 3 && h0.size(0) >= 1 && h0.size(0) <= 2, "h0 must be [D, N, P] with D 1 or 2, got ", h0.sizes());
-    shape.directions = static_cast<int>(h0.size(0));
+    one_step = h0.dim() == 2 && !batch_sizes;
+    check(x.dim() == (batch_sizes || one_step ? 2 : 3),
+          "x must be [T, N, I], [R, I] with batch_sizes, or [N, I] with h0 [N, P]; got ", x.sizes());
+    check(one_step || (h0.dim() == 3 && h0.size(0) >= 1 && h0.size(0) <= 2), "h0 must be [D, N, P] with D 1 or 2, got ",
+          h0.sizes());
+    shape.directions = one_step ? 1 : static_cast<int>(h0.size(0));
     size_t count = weights.size() / shape.directions;
     check(count >= 2 && count <= 5 && count * shape.directions == weights.size(),
           "weights must be 2 to 5 tensors a direction, got ", weights.size(), " for D = ", shape.directions);
-    shape.rows = h0.size(1);
-    shape.projected = h0.size(2);
+    shape.rows = h0.size(-2);
+    shape.projected = h0.size(-1);
     shape.input = x.size(-1);
     shape.hidden = weights[0].size(0) / sizes.gates;
     steps(x, batch_sizes);
     this->x = x.contiguous();
-    this->h0 = take(h0, {shape.directions, shape.rows, shape.projected}, "h0");
+    this->h0 = take(h0, state(shape.projected), "h0");
     if (has_cell_state()) {
       check(c0.has_value(), "an LSTM needs c0");
-      this->c0 = take(*c0, {shape.directions, shape.rows, shape.hidden}, "c0");
+      this->c0 = take(*c0, state(shape.hidden), "c0");
     }
     if (reset_h) this->reset_h = take(*reset_h, this->h0.sizes(), "reset_h");
     if (reset_c) this->reset_c = take(*reset_c, this->c0.sizes(), "reset_c");
@@ -81,7 +86,7 @@ class Layer {
   }
 
   bool has_cell_state() const { return kind == CellKind::kLstm; }
-  bool projects() const { return weights.size() % 5 == 0 && weights[4].defined(); }
+  bool projects() const { return weights[4].defined(); }
 
   template <class T>
   ScanParams<T> params() const {
@@ -108,9 +113,14 @@ class Layer {
 
   Tensor empty(at::IntArrayRef size) const { return at::empty(size, options); }
 
-  // The size of a sequence in the layout of x: [T, N, D*width], or [R, D*width] if packed.
-  std::vector<int64_t> sequence(int64_t width) const {
-    std::vector<int64_t> size = x.sizes().vec();
+  // The size of a state [D, N, width], or [N, width] of one step.
+  Size state(int64_t width) const {
+    return one_step ? Size{shape.rows, width} : Size{shape.directions, shape.rows, width};
+  }
+
+  // The size of a sequence in the layout of x: [T, N, D*width], [R, D*width] if packed, or [N, width] of one step.
+  Size sequence(int64_t width) const {
+    Size size(x.sizes());
     size.back() = shape.directions * width;
     return size;
   }
@@ -128,17 +138,19 @@ class Layer {
   const CellSizes sizes;
   Shape shape{};
   at::TensorOptions options;
-  std::vector<int64_t> offsets;
+  Size offsets;
   Tensor device_offsets;  // on CUDA, of packed input
+  bool one_step = false;  // of a cell: x [N, I] and states [N, P], without dimensions for steps and directions
   Tensor x, h0, c0, lengths, reset, reset_h, reset_c;
-  std::vector<Tensor> weights;  // five a direction: w_ih, w_hh, b_ih, b_hh, w_hr; absent ones undefined
+  Tensor weights[10];  // five a direction: w_ih, w_hh, b_ih, b_hh, w_hr; absent ones undefined
 
  private:
   void steps(const Tensor& x, const optional<Tensor>& batch_sizes) {
     offsets.push_back(0);
     if (!batch_sizes) {
-      check(x.size(1) == shape.rows, "x has ", x.size(1), " rows, but h0 has ", shape.rows);
-      for (int64_t t = 0; t < x.size(0); ++t) offsets.push_back(offsets.back() + shape.rows);
+      check(x.size(-2) == shape.rows, "x has ", x.size(-2), " rows, but h0 has ", shape.rows);
+      int64_t steps = one_step ? 1 : x.size(0);
+      for (int64_t t = 0; t < steps; ++t) offsets.push_back(offsets.back() + shape.rows);
     } else {
       Tensor step_rows = batch_sizes->to(at::kLong).contiguous();
       check(step_rows.device().is_cpu() && step_rows.dim() == 1, "batch_sizes must be 1-D on the CPU");
@@ -163,7 +175,6 @@ class Layer {
     check(projected ? has_cell_state() : shape.projected == shape.hidden,
           "only an LSTM with w_hr has a hidden state of another size; got ", shape.projected, " for hidden size ",
           shape.hidden);
-    weights.resize(5 * shape.directions);
     for (int d = 0; d < shape.directions; ++d) {
       const Tensor* w = &given[count * d];
       Tensor* own = &weights[5 * d];
@@ -192,8 +203,8 @@ std::vector<Tensor> scan_forward(const std::string& mode, bool training, bool c_
   Tensor gates_x;
   if constexpr (kWithCuda)
     if (x.is_cuda())
-      gates_x = project_input(layer.x, layer.weights.data(), s, layer.sizes.gates,
-                              training ? layer.sizes.saved : layer.sizes.gates);
+      gates_x =
+          project_input(layer.x, layer.weights, s, layer.sizes.gates, training ? layer.sizes.saved : layer.sizes.gates);
   if (x.is_cuda() && s.steps == 0) {  // no step, no kernel that would put the states down
     h_n.copy_(layer.h0);
     if (c_n.defined()) c_n.copy_(layer.c0);
@@ -243,11 +254,11 @@ std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, cons
   auto given = [&](const optional<Tensor>& t, at::IntArrayRef size, const char* name) {
     return t ? layer.take(*t, size, name) : Tensor();
   };
-  std::vector<int64_t> y_size = layer.sequence(s.projected), c_size = layer.sequence(s.hidden);
+  Size y_size = layer.sequence(s.projected), c_size = layer.sequence(s.hidden);
   Tensor y_in = layer.take(y, y_size, "y"), c_in = given(c_steps, c_size, "c_steps");
   Tensor saved_in = layer.take(saved, {D, R, layer.sizes.saved, s.hidden}, "saved");
-  Tensor dy_in = given(dy, y_size, "dy"), dh_n_in = given(dh_n, {D, s.rows, s.projected}, "dh_n");
-  Tensor dc_n_in = given(dc_n, {D, s.rows, s.hidden}, "dc_n"), dc_in = given(dc_steps, c_size, "dc_steps");
+  Tensor dy_in = given(dy, y_size, "dy"), dh_n_in = given(dh_n, layer.state(s.projected), "dh_n");
+  Tensor dc_n_in = given(dc_n, layer.state(s.hidden), "dc_n"), dc_in = given(dc_steps, c_size, "dc_steps");
   check(!layer.has_cell_state() || c_in.defined(), "an LSTM needs c_steps");
   Tensor dgates = layer.empty({D, R, layer.sizes.grads, s.hidden}), h_prev = layer.empty({D, R, s.projected});
   Tensor dh0 = layer.empty(layer.h0.sizes()), dh_steps, dc0, dreset_h, dreset_c;

@@ -10,16 +10,15 @@ from torch.nn.utils.rnn import PackedSequence
 class Batch:
     """An input as the stack takes it, and the way back for the results."""
 
-    __slots__ = ("x", "rows", "batch_sizes", "order", "back", "batched", "batch_first")
+    batch_sizes = None
+    order = None  # packed: row n is row order[n] of the states that the caller gives
+    back = None  # and the other way round
+    batched = True
+    batch_first = False
 
-    def __init__(self, x, rows, batch_sizes=None, order=None, back=None, batched=True, batch_first=False):
+    def __init__(self, x: Tensor, rows: int):
         self.x = x  # [T, N, I], packed [R, I]
         self.rows = rows  # N
-        self.batch_sizes = batch_sizes
-        self.order = order  # packed: row n is row order[n] of the states that the caller gives
-        self.back = back  # and the other way round
-        self.batched = batched
-        self.batch_first = batch_first
 
     def take_state(self, s: Tensor) -> Tensor:
         """[L*D, N, P] from what was given."""
@@ -52,12 +51,30 @@ def make_batch(input: Tensor | PackedSequence, batch_first: bool) -> Batch | Non
         rows = first if order is None else order.numel()
         if sum(sizes) != x.size(0) or first > rows or sizes != sorted(sizes, reverse=True):
             return None
-        return Batch(x, rows, batch_sizes, order, back)
+        batch = Batch(x, rows)
+        batch.batch_sizes, batch.order, batch.back = batch_sizes, order, back
+        return batch
     dims = input.dim()
     if dims == 3:
         x = input.transpose(0, 1) if batch_first else input
-        return Batch(x, x.size(1), batch_first=batch_first)
-    return Batch(input.unsqueeze(1), 1, batched=False) if dims == 2 else None
+        batch = Batch(x, x.shape[1])
+        batch.batch_first = batch_first
+        return batch
+    if dims == 2:
+        batch = Batch(input.unsqueeze(1), 1)
+        batch.batched = False
+        return batch
+    return None
+
+
+def alike(t: Tensor, w: Tensor) -> bool:
+    """Are both on one device and of one dtype? Autocast would see to the dtype."""
+    return t.device == w.device and (t.dtype is w.dtype or torch._C._is_any_autocast_enabled())
+
+
+def fits(s, size: tuple[int, ...], w: Tensor) -> bool:
+    """Is s a state of this size, and like w?"""
+    return isinstance(s, Tensor) and s.shape == size and alike(s, w)
 
 
 def describe(value) -> str:

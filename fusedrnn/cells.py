@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from .batch import alike, fits
 from .scan import scan
 
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
-def _step(cell: nn.RNNCellBase, mode: str, input: Tensor, h: Tensor | None, c: Tensor | None):
+
+def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, h: Tensor | None, c: Tensor | None):
     """h and c after one step, or None where something does not fit: then torch.nn says what."""
-    weights = [cell.weight_ih, cell.weight_hh]
-    if cell.bias_ih is not None:
-        weights += [cell.bias_ih, cell.bias_hh]
-    w_ih, H = weights[0], cell.hidden_size
-    batched = input.dim() == 2
-    x = input.unsqueeze(0)
-    if not batched:
-        x = x.unsqueeze(0)
-        h, c = (None if s is None else s.unsqueeze(0) for s in (h, c))
-    if x.dim() != 3:
+    own = cell._parameters  # asked first: nn.Module's getattr takes four times as long
+    weights = [own[name] if name in own else getattr(cell, name) for name in WEIGHTS]
+    if weights[2] is None:
+        del weights[2:]
+    w, lstm, unbatched = weights[0], mode == "LSTM", x.dim() == 1
+    if unbatched:
+        x, h, c = (None if t is None else t.unsqueeze(0) for t in (x, h, c))
+    if x.dim() != 2 or x.shape[1] != w.shape[1] or not alike(x, w):
         return None
+    size = x.shape[0], cell.hidden_size
     if h is None:
-        h = x.new_zeros(1, x.size(1), H)
-        c = h if mode == "LSTM" else None
-    else:
-        h, c = h.unsqueeze(0), None if c is None else c.unsqueeze(0)
-    if not (
-        x.size(2) == w_ih.size(1)
-        and h.shape == (1, x.size(1), H)
-        and x.device == h.device == w_ih.device
-        and (x.dtype == h.dtype == w_ih.dtype or torch._C._is_any_autocast_enabled())
-        and (c is None or c is h or (c.shape == h.shape and c.dtype == h.dtype and c.device == h.device))
-    ):
+        h = x.new_zeros(size)
+        c = h if lstm else None
+    elif not (fits(h, size, w) and (not lstm or fits(c, size, w))):
         return None
     _, h, c, _ = scan(mode, x, h, c, weights)
-    if batched:
-        return h.squeeze(0), None if c is None else c.squeeze(0)
-    return h.view(H), None if c is None else c.view(H)
+    if unbatched:
+        h, c = h.squeeze(0), None if c is None else c.squeeze(0)
+    return h, c
 
 
 class FusedLSTMCell(nn.RNNCellBase):

@@ -5,11 +5,10 @@ They derive from nn.RNNBase, as the compiler refuses to trace whatever derives f
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from . import stack
-from .batch import Batch, make_batch, take_lengths, take_reset, take_reset_state
+from .batch import Batch, alike, fits, make_batch, take_lengths, take_reset, take_reset_state
 
 
 class _Recurrent(nn.RNNBase):
@@ -22,13 +21,13 @@ class _Recurrent(nn.RNNBase):
 
     def forward(self, input, hx=None, *, lengths=None, reset=None, reset_state=None, return_state_sequence=False):
         plain = lengths is None and reset is None and reset_state is None and not return_state_sequence
+        own = self._parameters  # asked first: nn.Module's getattr takes four times as long
+        weights = [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
         batch = make_batch(input, self.batch_first)
-        if batch is None:
+        states = None if batch is None else self._states(hx, batch, weights[0])
+        if states is None:
             return self._ask_torch(input, hx, plain)
-        weights = [getattr(self, name) for name in self._flat_weights_names]
-        h0, c0 = self._initial_states(hx, batch)
-        if h0 is None or not self._fit(batch, h0, c0, weights[0]):
-            return self._ask_torch(input, hx, plain)
+        h0, c0 = states
         layers, reset_h, reset_c = self.num_layers, None, None
         if not plain:
             if lengths is not None:
@@ -55,38 +54,23 @@ class _Recurrent(nn.RNNBase):
         sequences = [tuple(map(batch.give_sequence, pair)) for pair in sequences]
         return output, state, sequences if return_state_sequence == "all" else sequences[-1][1]
 
-    def _initial_states(self, hx, batch: Batch):
-        """h0 and c0 (or None) in the order of the batch; None and None where hx has not the form it should have."""
-        lstm = self.mode == "LSTM"
+    def _states(self, hx, batch: Batch, w):
+        """h0 and c0 (or None) in the order of the batch; None where arguments and parameters do not fit each other."""
+        x, lstm = batch.x, self.mode == "LSTM"
+        layers, hidden = self.num_layers * (2 if self.bidirectional else 1), self.hidden_size
+        projected = self.proj_size or hidden
+        if x.shape[-1] != self.input_size or not alike(x, w):
+            return None
         if hx is None:
-            size = self.num_layers * (2 if self.bidirectional else 1), batch.rows, self.hidden_size
-            c0 = batch.x.new_zeros(size)
-            return batch.x.new_zeros(*size[:2], self.proj_size) if self.proj_size else c0, c0 if lstm else None
-        dims = 3 if batch.batched else 2
+            h0 = x.new_zeros(layers, batch.rows, projected)
+            return h0, (h0 if projected == hidden else x.new_zeros(layers, batch.rows, hidden)) if lstm else None
         if lstm and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
-            return None, None
-        states = hx if lstm else (hx,)
-        for s in states:
-            if not isinstance(s, torch.Tensor) or s.dim() != dims or s.size(1) != batch.rows and batch.batched:
-                return None, None
-        return batch.take_state(states[0]), batch.take_state(states[1]) if lstm else None
-
-    def _fit(self, batch: Batch, h0, c0, w) -> bool:
-        """Do the arguments fit each other and the parameters?"""
-        x, device = batch.x, w.device
-        size = self.num_layers * (2 if self.bidirectional else 1), batch.rows
-        return (
-            x.size(-1) == self.input_size
-            and h0.shape == (*size, self.proj_size or self.hidden_size)
-            and (c0 is None or c0 is h0 or c0.shape == (*size, self.hidden_size))
-            and x.device == device
-            and h0.device == device
-            and (c0 is None or c0.device == device)
-            and (
-                x.dtype == w.dtype and h0.dtype == w.dtype and (c0 is None or c0.dtype == w.dtype)
-                or torch._C._is_any_autocast_enabled()
-            )
-        )  # fmt: skip
+            return None
+        size = (layers, batch.rows) if batch.batched else (layers,)
+        h0, c0 = hx if lstm else (hx, None)
+        if not (fits(h0, (*size, projected), w) and (not lstm or fits(c0, (*size, hidden), w))):
+            return None
+        return batch.take_state(h0), batch.take_state(c0) if lstm else None
 
     def _ask_torch(self, input, hx, plain: bool):
         """What torch.nn makes of arguments that do not fit: nearly always an error, with its message."""

@@ -45,8 +45,7 @@ def split_weights(weights: list[Tensor], directions: int) -> list[tuple[Tensor |
     groups = [weights[d * count : (d + 1) * count] for d in range(directions)]
     biases, projected = count >= 4, count in (3, 5)
     return [
-        (w[0], w[1], w[2] if biases else None, w[3] if biases else None, w[-1] if projected else None)
-        for w in groups
+        (w[0], w[1], w[2] if biases else None, w[3] if biases else None, w[-1] if projected else None) for w in groups
     ]
 
 
@@ -63,6 +62,9 @@ def scan(
     reset_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Same arguments and results as :func:`fusedrnn.scan.scan`."""
+    if h0.dim() == 2:  # one step
+        steps = scan(mode, *(None if t is None else t.unsqueeze(0) for t in (x, h0, c0)), weights)
+        return tuple(None if t is None else t.squeeze(0) for t in steps)
     rows = h0.size(1)
     sizes = [rows] * x.size(0) if batch_sizes is None else batch_sizes.tolist()
     packed_x = x.flatten(0, 1) if batch_sizes is None else x

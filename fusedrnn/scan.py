@@ -58,7 +58,8 @@ def scan(
 
     Args:
         mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``, as in :attr:`torch.nn.RNNBase.mode`.
-        x: padded input [T, N, I], or packed rows [R, I] together with ``batch_sizes``.
+        x: padded input [T, N, I], or packed rows [R, I] together with ``batch_sizes``, or one step [N, I]: then
+            neither states nor results have dimensions of steps and directions.
         h0: initial hidden state [D, N, P]; its first size says whether the layer is bidirectional (D = 2).
         c0: initial cell state [D, N, H] of an LSTM, else None.
         weights: for each direction ``w_ih [G*H, I], w_hh [G*H, P]``, then ``b_ih, b_hh [G*H]`` or neither,
@@ -88,8 +89,7 @@ def scan(
         return y, h_n, c_n if c0 is not None else None, c_steps if c_sequence and c0 is not None else None
     if not training:
         return _C.scan_forward(mode, False, c_sequence, *args, weights)[:4]
-    y, h_n, c_n, c_steps, _, _ = _Scan.apply(mode, True, c_sequence, *args, *weights)
-    return y, h_n, c_n, c_steps if c_sequence else None
+    return _Scan.apply(mode, True, c_sequence, *args, *weights)
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -98,14 +98,12 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
-    return [
-        t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
-    ]
+    return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
 
 
 def _use_reference(x: Tensor) -> bool:
     """Is this a case that only plain PyTorch can do?"""
-    if _C is None or x.dtype not in DTYPES or x.device.type not in ("cpu", "meta"):
+    if _C is None or x.dtype not in DTYPES or not (x.is_cpu or x.is_meta):
         return True
     if torch.compiler.is_compiling():
         return False
@@ -149,7 +147,7 @@ def scan_forward(
 
 @scan_forward.register_fake
 def _(mode, training, c_sequence, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights):
-    directions, _, projected = h0.shape
+    directions, projected = h0.size(0) if h0.dim() == 3 else 1, h0.size(-1)
     gates, rows = GATES[mode], math.prod(x.shape[:-1])  # Size.numel() would fix the size in the graph
     hidden = weights[0].size(0) // gates
     lstm, sequence = c0 is not None, x.shape[:-1]
@@ -206,13 +204,13 @@ def _gradients(mode, args, weights, outputs, grads, wanted) -> list[Tensor | Non
 
     The kernel emits the gate gradients of every step; every sum over steps is one GEMM here.
     """
-    x, h0 = args[:2]
+    x = args[0]
     y, _, _, c_steps, saved, hidden = outputs
     dgates, h_prev, dh_steps, dh0, dc0, dreset_h, dreset_c = _C.scan_backward(
         mode, *args, weights, y, c_steps, saved, *grads[:4]
     )
-    directions = h0.size(0)
-    count, gates, rows = len(weights) // directions, GATES[mode], dgates.size(1)
+    directions, rows = dgates.shape[:2]
+    count, gates = len(weights) // directions, GATES[mode]
     width = weights[0].size(0)  # G*H
     lead, last = width - width // gates, dgates[0, 0].numel() if rows else width
     x = x.reshape(rows, x.size(-1))
@@ -238,22 +236,18 @@ def _gradients(mode, args, weights, outputs, grads, wanted) -> list[Tensor | Non
     return [dx, *(t if want else None for t, want in zip(dstates, wanted[1:5], strict=True)), *dweights]
 
 
-def _save(ctx, inputs, output):
-    """Keeps inputs and outputs for the backward pass: of the function below, and of the operator."""
-    mode, _, c_sequence, *args = inputs
-    args, weights = (args[:8], args[8]) if isinstance(args[8], (list, tuple)) else (args[:8], args[8:])
-    y, h_n, c_n, c_steps, saved, hidden = output
+def _keep(ctx, mode, args, weights, outputs):
+    """Keeps for the backward pass what it needs: of the function below, and of the operator."""
+    y, _, _, c_steps, saved, hidden = outputs
     ctx.mode = mode
-    ctx.count = len(weights)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*args, *weights, y, c_steps, saved, hidden)
-    return [t for t in (saved, hidden, None if c_sequence else c_steps) if t is not None]
 
 
-def _saved(ctx):
-    args, weights = ctx.saved_tensors[:8], ctx.saved_tensors[8 : 8 + ctx.count]
-    y, c_steps, saved, hidden = ctx.saved_tensors[8 + ctx.count :]
-    return args, list(weights), [y, None, None, c_steps, saved, hidden]
+def _kept(ctx):
+    tensors = ctx.saved_tensors
+    y, c_steps, saved, hidden = tensors[-4:]
+    return tensors[:8], list(tensors[8:-4]), [y, None, None, c_steps, saved, hidden]
 
 
 def _spread(found):
@@ -262,17 +256,19 @@ def _spread(found):
 
 
 class _Scan(torch.autograd.Function):
-    """The differentiable eager path. Arguments as of the operator, with the weights spread out."""
+    """The differentiable eager path: mode, training and c_sequence, then all tensors, the weights last."""
 
     @staticmethod
-    def forward(ctx, mode, training, c_sequence, *args):
-        output = tuple(_C.scan_forward(mode, True, c_sequence, *args[:8], args[8:]))
-        ctx.mark_non_differentiable(*_save(ctx, (mode, training, c_sequence, *args), output))
-        return output
+    def forward(ctx, mode, training, c_sequence, *tensors):
+        args, weights = tensors[:8], tensors[8:]
+        outputs = _C.scan_forward(mode, training, c_sequence, *args, weights)
+        _keep(ctx, mode, args, weights, outputs)
+        y, h_n, c_n, c_steps, _, _ = outputs
+        return y, h_n, c_n, c_steps if c_sequence else None
 
     @staticmethod
     def backward(ctx, *grads):
-        args, weights, outputs = _saved(ctx)
+        args, weights, outputs = _kept(ctx)
         needed = ctx.needs_input_grad
         wanted = [*needed[3:6], *needed[9:11], *needed[11:]]
         if torch.is_grad_enabled():  # the gradients shall be differentiable themselves
@@ -299,8 +295,14 @@ def _reference_gradients(mode, args, weights, grads, wanted) -> list[Tensor | No
     return [next(found) if want else None for want in wanted]
 
 
+def _operator_keep(ctx, inputs, output):
+    mode, _, c_sequence, *args, weights = inputs
+    _keep(ctx, mode, args, weights, output)
+    ctx.mark_non_differentiable(*output[4:], *(() if c_sequence else output[3:4]))
+
+
 def _operator_backward(ctx, *grads):
-    args, weights, outputs = _saved(ctx)
+    args, weights, outputs = _kept(ctx)
     outputs = [args[0].new_empty(0) if t is None else t for t in outputs]
     grads = grads[:4] if args[2] is not None else (*grads[:2], None, None)  # an absent output has no gradient
     needed = ctx.needs_input_grad
@@ -310,4 +312,4 @@ def _operator_backward(ctx, *grads):
     return *_spread(found), found[5:]
 
 
-scan_forward.register_autograd(_operator_backward, setup_context=_save)
+scan_forward.register_autograd(_operator_backward, setup_context=_operator_keep)
