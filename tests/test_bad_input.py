@@ -14,7 +14,6 @@ INFOS = [info for info in common_modules.module_db if info.module_cls in TWINS]
 every_info = pytest.mark.parametrize("info", INFOS, ids=lambda i: i.module_cls.__name__)
 
 
-
 @every_info
 def test_all_error_inputs_of_the_module_tests_of_torch(info):
     errors = info.module_error_inputs_func(info, device="cpu", dtype=torch.float32, requires_grad=False, training=True)

@@ -19,12 +19,9 @@ INFOS = [info for info in common_modules.module_db if info.module_cls in TWINS]
 every_info = pytest.mark.parametrize("info", INFOS, ids=lambda i: i.module_cls.__name__)
 
 
-
 def samples(info, dtype=torch.float64):
     extra = {"with_packed_sequence": True} if info.module_cls in (nn.GRU, nn.RNN) else {}
-    for sample in info.module_inputs_func(
-        info, device="cpu", dtype=dtype, requires_grad=True, training=True, **extra
-    ):
+    for sample in info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=True, training=True, **extra):
         built = sample.constructor_input
         yield pair(info.module_cls, *built.args, **built.kwargs, dtype=dtype), sample.forward_input
 
@@ -44,8 +41,7 @@ def test_all_inputs_of_the_module_tests_of_torch(info):
 @every_info
 def test_gradients_of_both_orders_against_finite_differences(info):
     for number, ((ours, _), given) in enumerate(samples(info)):
-        if number % 3:  # every third sample: neighbours differ in one option only
-            continue
+        fast = number % 6 > 0  # one random direction instead of all elements
         names, parameters = zip(*ours.named_parameters(), strict=True)
         inputs = [t for t in tensors(given.args) if t.requires_grad]
 
@@ -55,9 +51,8 @@ def test_gradients_of_both_orders_against_finite_differences(info):
             output = torch.func.functional_call(ours, dict(zip(names, given_now, strict=False)), tuple(args))
             return tuple(tensors(output))
 
-        assert torch.autograd.gradcheck(run, (*parameters, *inputs))
-        if number % 2 == 0:
-            assert torch.autograd.gradgradcheck(run, (*parameters, *inputs))
+        assert torch.autograd.gradcheck(run, (*parameters, *inputs), fast_mode=fast)
+        assert torch.autograd.gradgradcheck(run, (*parameters, *inputs), fast_mode=fast)
 
 
 @every_class

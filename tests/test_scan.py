@@ -41,7 +41,9 @@ def test_outputs_and_gradients_equal_the_reference(mode, dtype):
     for D, H, bias, (packed, lengths), reset, projected in cases:
         if projected and mode != "LSTM":
             continue
-        args = make_layer(mode, D, 5, 7, 11, H, 8 if projected else H, bias, dtype, packed, lengths, reset > 0, reset > 1)
+        args = make_layer(
+            mode, D, 5, 7, 11, H, 8 if projected else H, bias, dtype, packed, lengths, reset > 0, reset > 1
+        )
         inputs = [t for t in (*args[1:4], *args[8:], *args[4]) if t is not None]
         ours, theirs = scan.scan(*args, c_sequence=True), reference.scan(*args)
         grads = [torch.randn_like(t) for t in theirs if t is not None]
@@ -61,7 +63,9 @@ def test_the_compiled_extension_is_in_use():
 
 
 @pytest.mark.parametrize("mode", list(scan.GATES))
-@pytest.mark.parametrize("options", [{}, {"packed": [4, 2, 2, 1]}, {"lengths": [3, 0, 5], "reset": True, "reset_state": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"packed": [4, 2, 2, 1]}, {"lengths": [3, 0, 5], "reset": True, "reset_state": True}]
+)
 def test_operators_pass_opcheck_and_gradients_of_both_orders(mode, options):
     args = make_layer(mode, 2, 5, 3, 5, 6, 6, True, torch.float64, **options)
     mode, x, h0, c0, weights, *masks = args

@@ -8,9 +8,15 @@ SAME = {torch.float64: 1e-12, torch.float32: 5e-5}
 
 # Against float64, ours may err at most this much more than torch.nn does ...
 RATIO = 1.5
-# ... beyond a floor: where torch.nn happens to be exact, as with one step, a ratio says nothing. Two roundings of the
-# largest element: one of the state that is stored, one of what it is made from.
-FLOOR = {dtype: 2 * torch.finfo(dtype).eps for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+
+
+def floor(dtype: torch.dtype, sensitivity: float) -> float:
+    """... beyond this: where torch.nn happens to be exact, a ratio says nothing.
+
+    Two roundings of the largest element (of the state that is stored, and of what it is made from), and what one
+    rounding of each input would change: ``sensitivity``, the largest distance between exact results of such inputs.
+    """
+    return 2 * torch.finfo(dtype).eps + sensitivity
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
