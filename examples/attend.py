@@ -197,7 +197,7 @@ def draw(path: Path, text: str, iso: str, look: Tensor, losses: list[float]) -> 
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(12, 4.5), layout="constrained", gridspec_kw={"width_ratios": [3, 2]}
     )
-    left.imshow(look, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    left.imshow(look.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     left.set_xticks(range(len(text)), text)
     left.set_yticks(range(len(iso)), iso)
     left.tick_params(length=0)

@@ -171,8 +171,8 @@ def side_by_side(numbers: Tensor, batch: int) -> Tensor:
 
 @torch.no_grad()
 def generate(model: CharModel, text: Text, prompt: str, count: int, temperature: float) -> str:
-    numbers = text.encode(prompt or "\n").tolist()
-    logits, state = model(torch.tensor(numbers).unsqueeze(1))
+    logits, state = model(text.encode(prompt or "\n").unsqueeze(1))
+    numbers = []
     for _ in range(count):
         last = logits[-1, 0]
         last[text.alphabet.index(UNKNOWN)] = -math.inf
@@ -181,7 +181,7 @@ def generate(model: CharModel, text: Text, prompt: str, count: int, temperature:
         else:
             numbers.append(int(torch.multinomial(torch.softmax(last / temperature, 0), 1)))
         logits, state = model(torch.tensor([[numbers[-1]]]), state)
-    return text.decode(numbers)
+    return prompt + text.decode(numbers)
 
 
 def save(path: Path, args: argparse.Namespace, text: Text, trainers: dict[str, Trainer]) -> None:

@@ -255,7 +255,7 @@ def draw(path: Path, epochs: list[dict], counts: Tensor, classes: list[str], maj
     left.grid(alpha=0.3)
     left.legend()
     share = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
-    right.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    right.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
     for row, column in torch.cartesian_prod(*2 * [torch.arange(len(classes))]).tolist() if len(classes) <= 12 else []:
         value = share[row, column].item()
         right.text(column, row, f"{value:.0f}", ha="center", va="center", color="white" if value > 50 else "black")

@@ -1,0 +1,193 @@
+"""The examples, each run with tiny settings."""
+
+import importlib.util
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TINY_LM = "--steps 12 --embedding 8 --hidden 16 --batch 4 --length 16 --sample 20".split()
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # tiny work; a second thread would only wait
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{n} times {n} is {n * n}, isn't it?\n" for n in range(400)), encoding="utf-8")
+    return str(path)
+
+
+def is_picture(path):
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+
+
+def test_char_lm_learns_what_torch_learns(text, tmp_path, capsys):
+    arguments = ["--data", text, "--out", str(tmp_path), *TINY_LM, "--steps", "60"]
+    assert load("char_lm").main(arguments) == 0
+    said = capsys.readouterr().out
+    assert float(re.search(r"differ by at most (\S+) bits", said)[1]) < 1e-3
+    ours, theirs = (float(re.search(rf"^{name} +(\S+)", said, re.M)[1]) for name in ("FusedLSTM", "torch.nn.LSTM"))
+    assert abs(ours - theirs) < 1e-3
+    losses = torch.load(tmp_path / "checkpoint.pt")["trainers"]["FusedLSTM"]["losses"]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 3
+    assert is_picture(tmp_path / "loss.png")
+
+
+def test_char_lm_stopped_by_ctrl_c_and_resumed_is_char_lm_uninterrupted(text, tmp_path, capsys):
+    def run(out, *more, **options):
+        command = [sys.executable, str(EXAMPLES / "char_lm.py"), "--data", text, "--out", str(tmp_path / out), *TINY_LM]
+        return subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+    many = ["--steps", "1000000"]
+    process = run("stopped", *many, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    said = process.stdout.readline() + process.stdout.readline()  # the training begins
+    while "step/s" not in process.stderr.read(40):
+        pass
+    process.send_signal(signal.SIGINT)
+    said += process.communicate()[0]
+    assert process.returncode == 130
+    done = int(re.search(r"Interrupted after step (\d+)", said)[1])
+    assert 0 < done < 1000000
+
+    module, total = load("char_lm"), done + 7
+    assert module.main(["--out", str(tmp_path / "stopped"), "--resume", "--steps", str(total), "--sample", "20"]) == 0
+    resumed = capsys.readouterr().out
+    arguments = ["--data", text, "--out", str(tmp_path / "whole"), *TINY_LM, "--steps", str(total)]
+    assert module.main(arguments) == 0
+    whole = capsys.readouterr().out
+    ours, theirs = (torch.load(tmp_path / out / "checkpoint.pt") for out in ("stopped", "whole"))
+    for name, trainer in theirs["trainers"].items():
+        other = ours["trainers"][name]
+        assert other.pop("seconds") != trainer.pop("seconds")
+        torch.testing.assert_close(other, trainer, rtol=0, atol=0)
+    samples = [re.search(r"threads\n\n(def .{20})\n\n {16}", said, re.S)[1] for said in (resumed, whole)]
+    assert samples[0] == samples[1]
+
+
+@pytest.mark.parametrize("options", [["--layers", "2"], ["--cell", "gru", "--one-direction"], ["--cell", "rnn"]])
+def test_classify_tells_two_kinds_of_csv_rows_apart(options, tmp_path, capsys):
+    for name, count in (("train", 120), ("test", 30)):
+        said = ['It is ""rainy"", {}.\\', 'It is ""sunny"", {}.\\']
+        rows = [f'"{1 + n % 2}","Title {n}, or so","{said[n % 2].format("really " * (n % 5))}"' for n in range(count)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows), encoding="utf-8")
+    files = ["--csv", str(tmp_path / "train.csv"), "--test-csv", str(tmp_path / "test.csv")]
+    small = ["--epochs", "5", "--hidden", "16", "--batch", "8", "--rate", "0.01", "--out", str(tmp_path)]
+    assert load("classify").main([*files, *small, *options]) == 0
+    said = capsys.readouterr().out
+    assert float(re.search(r"Test accuracy (\S+)%", said)[1]) > 95
+    assert "would reach 50.0%" in said
+    assert is_picture(tmp_path / "learning.png")
+
+
+def test_classify_reads_ag_news(tmp_path):
+    path = tmp_path / "news.csv"
+    path.write_text(
+        'Class Index,Title,Description\n3,"Oil, again","He said ""no""\\to it."\n"4","A ""chip""","Two\nlines"\n\n',
+        encoding="utf-8",
+    )
+    assert load("classify").read_csv(path) == [
+        ("3", 'Oil, again He said "no" to it.'),
+        ("4", 'A "chip" Two\nlines'),
+    ]
+
+
+def test_no_file_of_the_library_is_on_two_sides():
+    module = load("classify")
+    cut, owners = module.pieces, {}
+
+    def remembering(source, chance):
+        for piece in cut(source, chance):
+            owners.setdefault(piece, set()).add(source)
+            yield piece
+
+    module.pieces = remembering
+    parts = module.library(random.Random(0))
+    train, validation, test = (set.union(*(owners[piece] for _, piece in part)) for part in parts)
+    shared = train & test | train & validation | validation & test
+    assert all(len(source) < 500 for source in shared), "two files may both be nearly empty, but no more than that"
+    assert all({label for label, _ in part} == set(module.PACKAGES) for part in parts)
+
+
+def test_recurrent_rl_learns_the_same_by_reset_and_by_the_loop(tmp_path, capsys):
+    small = "--updates 6 --mazes 8 --steps 32 --hidden 16 --corridor 3 --parts 2".split()
+    assert load("recurrent_rl").main([*small, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert float(re.search(r"losses differ by at most (\S+)", said)[1]) < 1e-4
+    assert is_picture(tmp_path / "learning.png")
+
+
+def test_a_maze_rewards_the_side_of_its_sign():
+    module = load("recurrent_rl")
+    mazes = module.Mazes(64, 5, seed=0)
+    seen = mazes.look()
+    sign, told = seen.argmax(1).numpy(), set(seen.argmax(1).tolist())
+    assert told == {module.SIGN_LEFT, module.SIGN_RIGHT}
+    remembered = sign - module.SIGN_LEFT + module.LEFT
+    over = torch.zeros(64, dtype=torch.bool).numpy()
+    for _ in range(8):
+        junction = mazes.look().argmax(1).numpy() == module.JUNCTION
+        action = torch.where(torch.from_numpy(junction & ~over), torch.from_numpy(remembered), module.FORWARD).numpy()
+        reward, done, found = mazes.step(action)
+        first = done & ~over
+        assert (reward[first] == 1).all() and found[first].all()
+        over |= done
+    assert over.all()
+
+
+def test_attend_learns_to_translate(tmp_path, capsys):
+    module = load("attend")
+    module.FORMATS = {"yyyymmdd": module.FORMATS["yyyymmdd"]}
+    small = "--steps 80 --batch 64 --hidden 32 --date 20240229".split()
+    assert module.main([*small, "--rate", "0.02", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert float(re.search(r"(\S+)% of the held-out dates", said)[1]) > 20
+    assert re.search(r"'20240229' is \d{4}-", said)
+    assert is_picture(tmp_path / "attention.png")
+
+
+def test_attention_never_looks_behind_the_end():
+    module = load("attend")
+    model = module.Translator(8, 12)
+    texts, lengths = module.encode(["1 May 2020", "the 12th of March 2001"])
+    logits, looks = model(texts, lengths)
+    assert looks[:, lengths[0] :, 0].eq(0).all()
+    torch.testing.assert_close(looks.sum(1), torch.ones(10, 2))
+    alone, _ = model(*module.encode(["1 May 2020"]))
+    torch.testing.assert_close(alone[:, 0], logits[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "reason"),
+    [
+        ("char_lm", ["--hidden", "0"], "--hidden must be at least 1, got 0"),
+        ("char_lm", ["--data", "no/such/file"], "cannot read --data"),
+        ("char_lm", ["--resume", "--out", "no/such/folder"], "there is no no/such/folder/checkpoint.pt"),
+        ("classify", ["--dropout", "1"], "--dropout must be from 0 to below 1"),
+        ("classify", ["--csv", "no/such.csv"], "cannot read no/such.csv"),
+        ("recurrent_rl", ["--parts", "64"], "--parts must be at most --mazes"),
+        ("attend", ["--date", "été"], "printable ASCII"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(name, arguments, reason, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        load(name).main(arguments)
+    assert stopped.value.code not in (0, None)
+    assert reason in f"{capsys.readouterr().err} {stopped.value.code}"
