@@ -187,7 +187,7 @@ def generate(model: CharModel, text: Text, prompt: str, count: int, temperature:
 def save(path: Path, args: argparse.Namespace, text: Text, trainers: dict[str, Trainer]) -> None:
     """Writes beside the old checkpoint and then replaces it: there is a whole one at every moment."""
     content = {name: getattr(args, name) for name in KEPT}
-    content |= {"checksum": text.checksum, "random": torch.get_rng_state()}
+    content["checksum"] = text.checksum
     content |= {"trainers": {name: trainer.state_dict() for name, trainer in trainers.items()}}
     torch.save(content, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
@@ -237,7 +237,6 @@ def main(argv: list[str] | None = None) -> int:
     if saved:
         for name, trainer in trainers.items():
             trainer.load_state_dict(saved["trainers"][name])
-        torch.set_rng_state(saved["random"])
     args.out.mkdir(parents=True, exist_ok=True)
     fused = trainers["FusedLSTM"]
     kinds = len(text.alphabet)

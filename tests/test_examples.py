@@ -134,6 +134,19 @@ def test_recurrent_rl_learns_the_same_by_reset_and_by_the_loop(tmp_path, capsys)
     assert is_picture(tmp_path / "learning.png")
 
 
+def test_training_sees_what_the_rollout_saw():
+    module = load("recurrent_rl")
+    args = module.options("--mazes 8 --hidden 16 --corridor 3".split())
+    policy, walk = module.Policy(module.FusedLSTM(4, 16), module.with_reset, 16), module.Walk(args, seed=0)
+    for _ in range(8):  # all but the first begin in the middle of episodes or with new ones
+        batch = walk.rollout(policy, 32)
+        assert batch["done"].any()
+        log_p, value, state = policy(batch["seen"], batch["state"], batch["starts"])
+        torch.testing.assert_close(log_p.gather(-1, batch["action"][..., None]).squeeze(-1), batch["log_p"])
+        torch.testing.assert_close(value, batch["value"])
+        torch.testing.assert_close(state, walk.state)
+
+
 def test_a_maze_rewards_the_side_of_its_sign():
     module = load("recurrent_rl")
     mazes = module.Mazes(64, 5, seed=0)
