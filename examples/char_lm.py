@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import pickle
 import random
 import signal
 import statistics
@@ -37,15 +38,15 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", default="", help="a text file, or a folder of them (default: the Python standard library)")
-    add("--steps", type=int, default=1200, help="training steps in all (default: %(default)s)")
+    add("--steps", type=int, default=1800, help="training steps in all (default: %(default)s)")
     add("--embedding", type=int, default=64, help="(default: %(default)s)")
     add("--hidden", type=int, default=256, help="(default: %(default)s)")
     add("--layers", type=int, default=2, help="(default: %(default)s)")
     add("--batch", type=int, default=32, help="texts read side by side (default: %(default)s)")
     add("--length", type=int, default=32, help="characters a step from each of them (default: %(default)s)")
-    add("--rate", type=float, default=1e-2, help="Adam's learning rate at its peak (default: %(default)s)")
+    add("--rate", type=float, default=8e-3, help="Adam's learning rate at its peak (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
-    add("--no-compare", dest="compare", action="store_false", help="train FusedLSTM alone")
+    add("--compare", type=int, default=80, help="steps that torch.nn.LSTM takes as well (default: %(default)s)")
     add("--out", type=Path, default=Path("runs/char_lm"), help="checkpoint and picture go here (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the checkpoint in --out; only --steps may change")
     add("--prompt", default="def ", help="the generated sample begins with this (default: %(default)r)")
@@ -55,6 +56,10 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     for name in ("steps", "embedding", "hidden", "layers", "batch", "length"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.compare < 0:
+        parser.error(f"--compare must not be negative, got {args.compare}")
+    if not args.rate > 0:
+        parser.error(f"--rate must be above 0, got {args.rate}")
     if args.temperature < 0:
         parser.error(f"--temperature must not be negative, got {args.temperature}")
     return args
@@ -127,7 +132,7 @@ class Trainer:
         start = time.perf_counter()
         at = len(self.losses) + 1
         for group in self.optimizer.param_groups:  # up, then down, whatever --steps is: more may be added later
-            group["lr"] = self.args.rate * min(at / 20, 1, math.sqrt(100 / at))
+            group["lr"] = self.args.rate * min(at / 100, math.sqrt(100 / at))
         logits, state = self.model(window[:-1], self.state)
         loss = F.cross_entropy(logits.flatten(0, 1), window[1:].flatten())
         self.optimizer.zero_grad()
@@ -139,8 +144,8 @@ class Trainer:
         self.seconds.append(time.perf_counter() - start)
 
     def rate(self) -> float:
-        """Characters per second, of the median step."""
-        return self.args.batch * self.args.length / statistics.median(self.seconds)
+        """Characters per second, of the median step; only those that both models took in turns count."""
+        return self.args.batch * self.args.length / statistics.median(self.seconds[: self.args.compare or None])
 
     def state_dict(self) -> dict:
         own = {name: getattr(self, name) for name in ("state", "losses", "seconds")}
@@ -193,20 +198,29 @@ def save(path: Path, args: argparse.Namespace, text: Text, trainers: dict[str, T
     path.with_suffix(".new").replace(path)
 
 
-def draw(path: Path, trainers: dict[str, Trainer], bits: dict[str, float]) -> None:
+def draw(path: Path, trainers: dict[str, Trainer], bits: float) -> None:
+    """The race of both models beside the whole training."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    styles = ({"lw": 4, "alpha": 0.4}, {"lw": 1, "color": "black"})[: len(trainers)]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    race = min(len(trainer.losses) for trainer in trainers.values())
+    styles = ({"lw": 5, "alpha": 0.4}, {"lw": 1, "color": "black"})[: len(trainers)]
     for (name, trainer), style in zip(trainers.items(), styles, strict=True):
-        label = f"{name}: {trainer.rate():,.0f} characters/s, held-out {bits[name]:.3f} bits"
-        axes.plot(range(1, len(trainer.losses) + 1), trainer.losses, label=label, **style)
-    axes.set(xlabel="step", ylabel="training loss, bits per character", title="Same seed, same text, same steps")
-    axes.grid(alpha=0.3)
-    axes.legend()
+        label = f"{name}: {trainer.rate():,.0f} characters/s"
+        left.plot(range(1, race + 1), trainer.losses[:race], label=label, **style)
+    left.set(title="Same seed, same text")
+    left.legend()
+    whole = next(iter(trainers.values())).losses
+    right.plot(range(1, len(whole) + 1), whole, lw=0.7, label="FusedLSTM, training")
+    right.axhline(bits, color="gray", ls="--", label=f"in the end, held-out text: {bits:.3f}")
+    right.set(title="The whole training")
+    right.legend()
+    for axes in (left, right):
+        axes.set(xlabel="step", ylabel="bits per character")
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 
 
@@ -216,7 +230,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.resume:
         if not checkpoint.exists():
             sys.exit(f"char_lm: --resume, but there is no {checkpoint}")
-        saved = torch.load(checkpoint)
+        try:
+            saved = torch.load(checkpoint)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            sys.exit(f"char_lm: cannot read {checkpoint}: {error}")
         vars(args).update({name: saved[name] for name in KEPT})
     text = Text(args.data)
     if saved and saved["checksum"] != text.checksum:
@@ -243,6 +260,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(text.train):,} characters to train on, {len(text.held_out):,} held out, of {kinds} kinds")
     print(f"{sum(p.numel() for p in fused.model.parameters()):,} parameters, {torch.get_num_threads()} threads")
 
+    if saved:
+        print(f"Going on after step {len(fused.losses)}, with the options of {checkpoint}")
+
     interrupted = []
     previous = signal.signal(signal.SIGINT, lambda *_: interrupted.append(signal.signal(signal.SIGINT, previous)))
     with tqdm(total=args.steps, initial=len(fused.losses), unit="step") as bar:
@@ -253,7 +273,8 @@ def main(argv: list[str] | None = None) -> int:
                 for trainer in trainers.values():
                     trainer.state = None  # from the top of the text
             for trainer in list(trainers.values())[:: 1 if step % 2 else -1]:  # neither always goes first
-                trainer.step(train[t : t + args.length + 1])
+                if trainer is fused or step < args.compare:
+                    trainer.step(train[t : t + args.length + 1])
             bar.set_postfix_str(f"{fused.losses[-1]:.3f} bits")
             bar.update()
             if step % 100 == 99:
@@ -264,15 +285,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Interrupted after step {len(fused.losses)}; all is in {checkpoint}. To go on, add --resume")
         return 130
 
-    bits = {name: held_out_bits(t.model, text.held_out, args.batch, args.length) for name, t in trainers.items()}
+    bits = held_out_bits(fused.model, text.held_out, args.batch, args.length)
     print(f"\n{generate(fused.model, text, args.prompt, args.sample, args.temperature)}\n")
-    print(f"{'':16}{'held-out bits/char':>20}{'characters/second':>20}")
+    print(f"held out: {bits:.4f} bits per character after {len(fused.losses)} steps")
     for name, trainer in trainers.items():
-        print(f"{name:16}{bits[name]:>20.4f}{trainer.rate():>20,.0f}")
+        print(f"{name}: {trainer.rate():,.0f} characters per second")
     if args.compare:
         theirs = trainers["torch.nn.LSTM"]
-        gap = max(abs(a - b) for a, b in zip(fused.losses, theirs.losses, strict=True))
-        print(f"{fused.rate() / theirs.rate():.2f} times as fast; the loss curves differ by at most {gap:.1e} bits")
+        both = len(theirs.losses)  # rounding differences grow with every step, as in any training
+        gap = max(abs(a - b) for a, b in zip(fused.losses[:both], theirs.losses, strict=True))
+        ratio = fused.rate() / theirs.rate()
+        print(f"{ratio:.2f} times as fast; the losses of the {both} steps of both differ by at most {gap:.1e} bits")
     draw(args.out / "loss.png", trainers, bits)
     print(f"Loss curves: {args.out / 'loss.png'}   Checkpoint: {checkpoint}")
     return 0

@@ -40,12 +40,11 @@ def is_picture(path):
 
 
 def test_char_lm_learns_what_torch_learns(text, tmp_path, capsys):
-    arguments = ["--data", text, "--out", str(tmp_path), *TINY_LM, "--steps", "60"]
+    arguments = ["--data", text, "--out", str(tmp_path), *TINY_LM, "--steps", "60", "--rate", "0.03"]
     assert load("char_lm").main(arguments) == 0
     said = capsys.readouterr().out
-    assert float(re.search(r"differ by at most (\S+) bits", said)[1]) < 1e-3
-    ours, theirs = (float(re.search(rf"^{name} +(\S+)", said, re.M)[1]) for name in ("FusedLSTM", "torch.nn.LSTM"))
-    assert abs(ours - theirs) < 1e-3
+    gap = re.search(r"the losses of the 60 steps of both differ by at most (\S+) bits", said)[1]
+    assert float(gap) < 1e-3
     losses = torch.load(tmp_path / "checkpoint.pt")["trainers"]["FusedLSTM"]["losses"]
     assert sum(losses[-5:]) < sum(losses[:5]) - 3
     assert is_picture(tmp_path / "loss.png")
@@ -78,7 +77,7 @@ def test_char_lm_stopped_by_ctrl_c_and_resumed_is_char_lm_uninterrupted(text, tm
         other = ours["trainers"][name]
         assert other.pop("seconds") != trainer.pop("seconds")
         torch.testing.assert_close(other, trainer, rtol=0, atol=0)
-    samples = [re.search(r"threads\n\n(def .{20})\n\n {16}", said, re.S)[1] for said in (resumed, whole)]
+    samples = [re.search(r"\n\n(def .{20})\n\nheld out: ", said, re.S)[1] for said in (resumed, whole)]
     assert samples[0] == samples[1]
 
 
