@@ -38,7 +38,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", default="", help="a text file, or a folder of them (default: the Python standard library)")
-    add("--steps", type=int, default=1800, help="training steps in all (default: %(default)s)")
+    add("--steps", type=int, default=2400, help="training steps in all (default: %(default)s)")
     add("--embedding", type=int, default=64, help="(default: %(default)s)")
     add("--hidden", type=int, default=256, help="(default: %(default)s)")
     add("--layers", type=int, default=2, help="(default: %(default)s)")
@@ -46,7 +46,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     add("--length", type=int, default=32, help="characters a step from each of them (default: %(default)s)")
     add("--rate", type=float, default=8e-3, help="Adam's learning rate at its peak (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
-    add("--compare", type=int, default=80, help="steps that torch.nn.LSTM takes as well (default: %(default)s)")
+    add("--compare", type=int, default=60, help="steps that torch.nn.LSTM takes as well (default: %(default)s)")
     add("--out", type=Path, default=Path("runs/char_lm"), help="checkpoint and picture go here (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the checkpoint in --out; only --steps may change")
     add("--prompt", default="def ", help="the generated sample begins with this (default: %(default)r)")
@@ -159,8 +159,8 @@ class Trainer:
 
 @torch.no_grad()
 def held_out_bits(model: CharModel, numbers: Tensor, batch: int, length: int) -> float:
-    """Bits per character on text that was never trained on (its first 32 windows)."""
-    streams = side_by_side(numbers, batch)[: 32 * length + 1]
+    """Bits per character on text that was never trained on (its first 200,000 characters)."""
+    streams = side_by_side(numbers[:200_000], batch)
     total, state = 0.0, None
     for t in range(0, len(streams) - 1, length):
         window = streams[t : t + length + 1]
