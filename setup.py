@@ -53,6 +53,8 @@ def why_no_cuda():
     nvcc = os.path.join(cpp_extension.CUDA_HOME or "", "bin", "nvcc")
     if not os.path.exists(nvcc):
         return "nvcc is not found (set CUDA_HOME, or put nvcc on the PATH)"
+    if not os.path.exists(os.path.join(cpp_extension.CUDA_HOME, "include", "cuda_runtime_api.h")):
+        return f"{cpp_extension.CUDA_HOME} has no headers of CUDA (set CUDA_HOME to where the toolkit is)"
     found = re.search(r"release (\d+)\.", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
     if not found or found[1] != torch.version.cuda.split(".")[0]:
         return f"nvcc is of CUDA {found[1] if found else '?'}, but torch was built with CUDA {torch.version.cuda}"
@@ -97,7 +99,7 @@ def extension():
             depends=HEADERS,
         )
     architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
-    macros += [("FUSEDRNN_WITH_CUDA", "CUDART_VERSION"), ("FUSEDRNN_CUDA_ARCHS", f'"{architectures}"')]
+    macros += [("FUSEDRNN_WITH_CUDA", "1"), ("FUSEDRNN_CUDA_ARCHS", f'"{architectures}"')]
     return cpp_extension.CUDAExtension(
         "fusedrnn._C",
         [*CPU_SOURCES, "csrc/bindings_cuda.cpp", *CUDA_SOURCES],

@@ -290,7 +290,7 @@ std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, cons
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("torch_version") = FUSEDRNN_TORCH_VERSION;
 #ifdef FUSEDRNN_WITH_CUDA
-  m.attr("cuda_version") = FUSEDRNN_WITH_CUDA;
+  m.attr("cuda_version") = CUDART_VERSION;
   m.attr("cuda_archs") = FUSEDRNN_CUDA_ARCHS;
 #else
   m.attr("cuda_version") = pybind11::none();

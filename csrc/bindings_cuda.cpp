@@ -2,12 +2,12 @@
 #include "bindings_cuda.h"
 
 #include <ATen/Context.h>
-#include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -48,20 +48,26 @@ class RnnPrecision {
   std::optional<at::NoTF32Guard> ieee_;
 };
 
-Device device_of(const Tensor& x) {
-  const cudaDeviceProp* p = at::cuda::getDeviceProperties(x.get_device());
-  Device device{p->multiProcessorCount, static_cast<int>(p->sharedMemPerBlockOptin), 10 * p->major + p->minor};
+// The current device. c10's headers suffice: ATen/cuda's would ask for those of cuBLAS, cuSPARSE and more.
+Device this_device() {
+  auto ask = [](cudaDeviceAttr attribute) {
+    int device = 0, value = 0;
+    C10_CUDA_CHECK(cudaGetDevice(&device));
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+    return value;
+  };
+  int major = ask(cudaDevAttrComputeCapabilityMajor), minor = ask(cudaDevAttrComputeCapabilityMinor);
   constexpr int kOldest = 80;
-  TORCH_CHECK(device.capability >= kOldest, "fusedrnn: its kernels need a GPU of compute capability 8.0 or later, but ",
-              p->name, " has ", p->major, ".", p->minor);
-  return device;
+  TORCH_CHECK(10 * major + minor >= kOldest,
+              "fusedrnn: its kernels need a GPU of compute capability 8.0 or later, this one has ", major, ".", minor);
+  return {ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin), 10 * major + minor};
 }
 
 // Makes a plan and runs it; a plan for which the device has no room now makes way for the next tier's.
 template <class F>
 void launch(const Job& job, const Tensor& x, F&& scan) {
   c10::cuda::CUDAGuard guard(x.device());
-  const Device device = device_of(x);
+  const Device device = this_device();
   const char* forced = std::getenv("FUSEDRNN_PLAN");
   const bool free = !forced || !*forced;
   Plan plan = free ? make_plan(job, device) : make_forced_plan(job, device, forced);
@@ -70,7 +76,7 @@ void launch(const Job& job, const Tensor& x, F&& scan) {
     memory = at::empty({static_cast<int64_t>(bytes)}, x.options().dtype(at::kByte));
     return memory.data_ptr();
   };
-  void* stream = at::cuda::getCurrentCUDAStream(x.get_device()).stream();
+  void* stream = c10::cuda::getCurrentCUDAStream(x.get_device()).stream();
   for (;;) {
     int error = scan(CudaRun{plan, rnn_uses_tf32(), stream, allocate});
     if (error == 0) return;

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#ifdef FUSEDRNN_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
 
 #include "cuda/plan.h"
 #include "scan.h"

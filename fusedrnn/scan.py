@@ -7,6 +7,7 @@ derivatives, other devices and dtypes) is done by :mod:`fusedrnn.reference`.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Sequence
@@ -103,7 +104,7 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
 
 def _use_reference(x: Tensor) -> bool:
     """Is this a case that only plain PyTorch can do?"""
-    if _C is None or x.dtype not in DTYPES or not (x.is_cpu or x.is_meta):
+    if _C is None or x.dtype not in DTYPES or not (x.is_cpu or x.is_meta or (x.is_cuda and _C.cuda_version)):
         return True
     if torch.compiler.is_compiling():
         return False
@@ -186,7 +187,8 @@ def scan_backward(
     """Returns the gradients of x, h0, c0, reset_h, reset_c and the weights; those not wanted are empty."""
     args = (x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c)
     outputs = [t if t.numel() else None for t in outputs]
-    found = _gradients(mode, args, weights, outputs, grads, wanted)
+    with _rnn_precision(x):
+        found = _gradients(mode, args, weights, outputs, grads, wanted)
     return [x.new_empty(0) if t is None else t for t in found]
 
 
@@ -197,6 +199,27 @@ def _(mode, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights, o
         torch.empty_like(t, memory_format=torch.contiguous_format) if want and t is not None else x.new_empty(0)
         for t, want in zip(inputs, wanted, strict=True)
     ]
+
+
+def _rnn_precision(x: Tensor):
+    """GEMMs of float32 on CUDA obey torch.backends.cudnn.rnn.fp32_precision, as those of torch.nn's layers do."""
+    if not x.is_cuda or x.dtype != torch.float32:
+        return contextlib.nullcontext()
+    wanted = torch.backends.cudnn.rnn.fp32_precision
+    if torch.backends.cuda.matmul.fp32_precision == wanted:
+        return contextlib.nullcontext()
+    return _matmul_precision(wanted)
+
+
+@contextlib.contextmanager
+def _matmul_precision(wanted: str):
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = wanted
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _gradients(mode, args, weights, outputs, grads, wanted) -> list[Tensor | None]:
@@ -274,7 +297,8 @@ class _Scan(torch.autograd.Function):
         if torch.is_grad_enabled():  # the gradients shall be differentiable themselves
             found = _reference_gradients(ctx.mode, args, weights, grads, wanted)
         else:
-            found = _gradients(ctx.mode, args, weights, outputs, grads, wanted)
+            with _rnn_precision(args[0]):
+                found = _gradients(ctx.mode, args, weights, outputs, grads, wanted)
         return *_spread(found), *found[5:]
 
 

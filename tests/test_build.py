@@ -53,6 +53,14 @@ def test_insisting_on_cuda_without_nvcc_is_an_error(setup, monkeypatch, tmp_path
         setup["with_cuda"]()
 
 
+def test_a_wrapper_of_nvcc_without_the_toolkit_beside_it_is_a_reason(setup, monkeypatch, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/nvcc").touch()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(setup["cpp_extension"], "CUDA_HOME", str(tmp_path))
+    assert "no headers of CUDA" in setup["why_no_cuda"]()
+
+
 @pytest.mark.parametrize(
     "override, release, sources, built",
     [
@@ -70,6 +78,8 @@ def test_cuda_is_built_iff_nvcc_and_torch_agree_and_nobody_objects(
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
     nvcc.chmod(0o755)
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include/cuda_runtime_api.h").touch()
     monkeypatch.setenv("FUSEDRNN_CUDA", override)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(setup["cpp_extension"], "CUDA_HOME", str(tmp_path))
