@@ -159,7 +159,7 @@ def bench(out: Path, seconds: float) -> None:
 
 
 def touch(device: str) -> None:
-    """Every cell, dtype and tier, forward and backward, with all that a batch can have; small, for each access is checked."""
+    """Every cell, dtype and tier, forward and backward, with all that a batch can have; small, for all is checked."""
     cases = list(itertools.product(TIERS, CELLS, (torch.float64, *dict.fromkeys(DTYPES.values())), (False, True)))
     for tier, cell, dtype, tf32 in tqdm(cases):
         if tf32 and dtype != torch.float32:

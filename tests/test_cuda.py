@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from test_scan import make_layer
-from tolerances import FLOOR, RATIO, SAME, distance
+from tolerances import RATIO, SAME, distance, floor
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_map
@@ -85,7 +85,7 @@ def test_every_tier_equals_the_reference(tier, mode, H, dtype, batch):
         elif dtype in SAME:
             assert distance(a, c) <= SAME[dtype], place
         else:
-            assert distance(a, c) <= RATIO * distance(b, c) + 8 * FLOOR[dtype], place
+            assert distance(a, c) <= RATIO * distance(b, c) + 8 * floor(dtype, 0), place
 
 
 @every_sequence
@@ -100,9 +100,9 @@ def test_the_modules_are_as_exact_as_those_of_torch(plain, dtype, T, N, H, optio
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # torch's own default: both may use TF32
         found = [results_and_gradients(m, x, inputs=(x,)) for m in (ours, theirs)]
     wanted = results_and_gradients(exact, exact_x, inputs=(exact_x,))
-    floor = max(FLOOR[dtype], 2**-10 if dtype == torch.float32 else 0)  # TF32 has 10 bits
+    least = max(floor(dtype, 0), 2**-10 if dtype == torch.float32 else 0)  # TF32 has 10 bits
     for a, b, c in zip(*(sum(map(list, r), []) for r in (*found, wanted)), strict=True):
-        assert distance(a, c) <= RATIO * distance(b, c) + 4 * floor
+        assert distance(a, c) <= RATIO * distance(b, c) + 4 * least
 
 
 @every_sequence

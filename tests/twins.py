@@ -57,6 +57,6 @@ def results_and_gradients(module, *args, inputs=(), **kwargs):
     output = tensors(module(*args, **kwargs))
     wanted = [t for t in (*inputs, *module.parameters()) if t.requires_grad]
     torch.manual_seed(1)
-    grads = [torch.randn(t.shape).bfloat16().to(t.dtype) for t in output]  # the same numbers in every dtype
+    grads = [torch.randn(t.shape).bfloat16().to(t) for t in output]  # the same numbers in every dtype
     grads = torch.autograd.grad(output, wanted, grads, allow_unused=True)
     return output, grads
