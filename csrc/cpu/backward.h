@@ -131,7 +131,7 @@ class Backward {
     for (int64_t m = 0; m < count; ++m) differentiate(share, walk, t, live[m]);
     share.meet_if_units_are_split();
     for (int64_t m = 0; m < count; ++m) rows[m] = g.dgates + (offset + live[m]) * Q * s.hidden;
-    through_w_hh(share, count, live, rows, a, wide, tile);
+    through_w_hh(share, t % 2, count, live, rows, a, wide, tile);
     for (int64_t m = 0; m < count; ++m)
       if (walk.cut(t, live[m])) divert(share, d * s.rows + live[m]);
   }
@@ -141,14 +141,14 @@ class Backward {
                     S* tile) {
     share.meet_if_units_are_split();
     widen_rows<T, S>(count, s.projected, rows, wide, a);
-    for (int64_t j = share.unit; j < share.unit_end; j += kPanel<S>)
-      for (int64_t m = 0; m < count; m += kBlockRows) {
-        int64_t block_rows = least(count - m, kBlockRows), columns = least(share.unit_end - j, kPanel<S>);
+    for_panels<S>(share.unit, share.unit_end, false, [&](int64_t j, int64_t columns) {
+      for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
         multiply<S>(block_rows, columns, a + m, s.projected, w_hr + (share.d * H_ + j) * s.projected, zero_bias, 0,
                     tile, kPanel<S>);
         for (int64_t b = 0; b < block_rows; ++b)
           copy(dhidden + (share.d * s.rows + live[m + b]) * H_ + j, tile + b * kPanel<S>, padded<S>(columns));
-      }
+      });
+    });
   }
 
   // The cell, for all units of the share and one row. dh and dc: gradients after the step in, before it out.
@@ -181,13 +181,12 @@ class Backward {
   }
 
   // dh += dr @ W_hh. dr is the first G-1 planes of dgates and its last one.
-  void through_w_hh(const Share& share, int64_t count, const int64_t* live, const T** rows, const S** a, S* wide,
-                    S* tile) {
+  void through_w_hh(const Share& share, bool backwards, int64_t count, const int64_t* live, const T** rows, const S** a,
+                    S* wide, S* tile) {
     int64_t K = G * s.hidden, lead = Q == G ? K : (G - 1) * s.hidden;
     widen_rows<T, S>(count, Q * s.hidden, rows, wide, a);
-    for (int64_t j = share.out; j < share.out_end; j += kPanel<S>)
-      for (int64_t m = 0; m < count; m += kBlockRows) {
-        int64_t block_rows = least(count - m, kBlockRows), columns = least(share.out_end - j, kPanel<S>);
+    for_panels<S>(share.out, share.out_end, backwards, [&](int64_t j, int64_t columns) {
+      for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
         const S* panel = w_hh + (share.d * P_ + j) * K;
         multiply<S>(block_rows, columns, a + m, lead, panel, zero_bias, 0, tile, kPanel<S>);
         if constexpr (Q > G) {
@@ -198,7 +197,8 @@ class Backward {
         }
         for (int64_t b = 0; b < block_rows; ++b)
           add_row(dh + (share.d * s.rows + live[m + b]) * P_ + j, tile + b * kPanel<S>, columns);
-      }
+      });
+    });
   }
 
   // The state before the step was the reset state: its gradient ends here.

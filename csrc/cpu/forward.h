@@ -11,7 +11,7 @@ class Forward {
   using S = Arithmetic<T>;
   using V = Vec<S>;
   static constexpr int G = Cell::kGates, A = Cell::kSaved;
-  static constexpr int64_t kChunkRows = 96;             // rows the input projection is made for at a time, at least
+  static constexpr int64_t kChunkRows = 192;            // rows the input projection is made for at a time, at least
   static constexpr int64_t kBlockRows = 4 * kTileRows;  // rows whose gates are kept in L1 at a time
   static constexpr int64_t kRowsWorthPacking = 12;      // weights that meet fewer rows are used as they are
   static constexpr bool kHasCell = Cell::kStates == 2;
@@ -180,9 +180,8 @@ class Forward {
       }
     }
     widen_rows<T, S>(live, s.projected, h, wide, a);
-    for (int64_t j = share.unit; j < share.unit_end; j += kPanel<S>)
-      for (int64_t m = 0; m < live; m += kBlockRows) {
-        int64_t block_rows = least(live - m, kBlockRows), columns = least(share.unit_end - j, kPanel<S>);
+    for_panels<S>(share.unit, share.unit_end, t % 2, [&](int64_t j, int64_t columns) {
+      for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
         for (int g = 0; g < G; ++g)
           multiply_by(p.weights[d].w_hh, w_hh, b_hh, d, j, g, columns, block_rows, s.projected, a + m,
                       gates_r + g * kPanel<S>, G * kPanel<S>);
@@ -191,7 +190,8 @@ class Forward {
           T* out = projects ? hidden_row(d, row) : p.y + (row.index * s.directions + d) * s.projected;
           activate(share, row, j, columns, h[m + b], gates_r + b * G * kPanel<S>, c + (d * s.rows + row.n) * H_, out);
         }
-      }
+      });
+    });
     if (projects) project_hidden(share, live, rows, h, a, wide, gates_r);
   }
 
@@ -235,14 +235,14 @@ class Forward {
     share.meet_if_units_are_split();
     for (int64_t m = 0; m < live; ++m) h[m] = hidden_row(d, rows[m]);
     widen_rows<T, S>(live, s.hidden, h, wide, a);
-    for (int64_t j = share.out; j < share.out_end; j += kPanel<S>)
-      for (int64_t m = 0; m < live; m += kBlockRows) {
-        int64_t block_rows = least(live - m, kBlockRows), columns = least(share.out_end - j, kPanel<S>);
+    for_panels<S>(share.out, share.out_end, false, [&](int64_t j, int64_t columns) {
+      for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
         multiply<S>(block_rows, columns, a + m, s.hidden, w_hr + (d * P_ + j) * s.hidden, zero_bias, 0, tile,
                     kPanel<S>);
         for (int64_t b = 0; b < block_rows; ++b)
           narrow_row(p.y + (rows[m + b].index * s.directions + d) * s.projected + j, tile + b * kPanel<S>, columns);
-      }
+      });
+    });
   }
 
   void finish(const Share& share, const Walk<T>& walk) {

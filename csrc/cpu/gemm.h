@@ -68,7 +68,8 @@ void pack(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packe
         V::load(w + k * stride + n, n_count - n).store(packed);
 }
 
-// One register tile: c[m][0 .. NV vectors) = init[m] + sum_k a[m][k] b[k].
+// One register tile: c[m][0 .. NV vectors) = init[m] + sum_k a[m][k] b[k]. The sums start from zero: GCC spills them
+// all where they start from memory.
 template <int M, int NV, class S>
 void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init, int64_t init_stride, S* c,
                    int64_t c_stride) {
@@ -79,7 +80,7 @@ void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init
   for (int m = 0; m < M; ++m) {
     row[m] = a[m];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) sum[m][v] = V::load(init + m * init_stride + v * V::kLanes);
+    for (int v = 0; v < NV; ++v) sum[m][v] = V(0);
   }
 #pragma GCC unroll 2
   for (int64_t k = 0; k < k_count; ++k, b += NV * V::kLanes) {
@@ -96,19 +97,25 @@ void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) sum[m][v].store(c + m * c_stride + v * V::kLanes);
+    for (int v = 0; v < NV; ++v)
+      (V::load(init + m * init_stride + v * V::kLanes) + sum[m][v]).store(c + m * c_stride + v * V::kLanes);
 }
 
 template <class S>
 using MultiplyTile = void (*)(const S* const*, int64_t, const S*, const S*, int64_t, S*, int64_t);
 
-template <int M, class S>
-FUSEDRNN_FN MultiplyTile<S> tile_of(int vectors) {
+template <int NV, class S>
+constexpr MultiplyTile<S> kTiles[kTileRows] = {multiply_tile<1, NV, S>, multiply_tile<2, NV, S>,
+                                               multiply_tile<3, NV, S>, multiply_tile<4, NV, S>,
+                                               multiply_tile<5, NV, S>, multiply_tile<6, NV, S>};
+
+template <class S>
+FUSEDRNN_FN const MultiplyTile<S>* tiles_of(int64_t vectors) {
   if constexpr (kPanelVectors > 2) {
-    if (vectors == 4) return multiply_tile<M, 4, S>;
-    if (vectors == 3) return multiply_tile<M, 3, S>;
+    if (vectors == 4) return kTiles<4, S>;
+    if (vectors == 3) return kTiles<3, S>;
   }
-  return vectors == 2 ? multiply_tile<M, 2, S> : multiply_tile<M, 1, S>;
+  return vectors == 2 ? kTiles<2, S> : kTiles<1, S>;
 }
 
 // c[m] = init[m] + a[m] B for any number of rows and the columns of one panel. An init_stride of 0 adds one bias to all
@@ -116,10 +123,7 @@ FUSEDRNN_FN MultiplyTile<S> tile_of(int vectors) {
 template <class S>
 void multiply(int64_t rows, int64_t columns, const S* const* a, int64_t k, const S* panel, const S* init,
               int64_t init_stride, S* c, int64_t c_stride) {
-  int vectors = static_cast<int>(padded<S>(columns) / Vec<S>::kLanes);
-  MultiplyTile<S> tiles[] = {tile_of<1, S>(vectors), tile_of<2, S>(vectors), tile_of<3, S>(vectors),
-                             tile_of<4, S>(vectors), tile_of<5, S>(vectors), tile_of<6, S>(vectors)};
-  static_assert(sizeof tiles / sizeof *tiles == kTileRows);
+  const MultiplyTile<S>* tiles = tiles_of<S>(padded<S>(columns) / Vec<S>::kLanes);
   for (int64_t count = (rows + kTileRows - 1) / kTileRows; count > 0; --count) {
     int64_t size = (rows + count - 1) / count;
     tiles[size - 1](a, k, panel, init, init_stride, c, c_stride);

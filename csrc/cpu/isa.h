@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "../scan.h"
+#include "memory.h"
 #include "parallel.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

@@ -1,33 +1,12 @@
 // What forward and backward share: scratch memory, which rows take which step, and the state they start it from.
 #pragma once
 
-#include <cstdlib>
-#include <new>
-
 #include "../dispatch.h"
 #include "gemm.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
-
-// Uninitialised scratch aligned for vectors, with a vector's worth of room behind the end.
-template <class E>
-class Buffer {
- public:
-  explicit Buffer(int64_t count) {
-    size_t bytes = (static_cast<size_t>(count) * sizeof(E) + 2 * kAlignment - 1) / kAlignment * kAlignment;
-    data_ = static_cast<E*>(std::aligned_alloc(kAlignment, bytes));
-    if (!data_) throw std::bad_alloc();
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { std::free(data_); }
-  operator E*() const { return data_; }
-
- private:
-  static constexpr size_t kAlignment = 64;
-  E* data_;
-};
 
 template <class E>
 FUSEDRNN_FN void zero(E* p, int64_t count) {
@@ -95,6 +74,27 @@ struct Walk {
     return t;
   }
 };
+
+// Calls f(first column, columns) for the panels of columns begin .. end, back and forth in turns: what is left of the
+// weights in the cache from one step is used first in the next.
+template <class S, class F>
+FUSEDRNN_FN void for_panels(int64_t begin, int64_t end, bool backwards, F&& f) {
+  int64_t panels = (end - begin + kPanel<S> - 1) / kPanel<S>;
+  for (int64_t i = 0; i < panels; ++i) {
+    int64_t j = begin + (backwards ? panels - 1 - i : i) * kPanel<S>;
+    f(j, least(end - j, kPanel<S>));
+  }
+}
+
+// Calls f(first row, rows) for blocks of at most `most` rows, as even as can be.
+template <class F>
+FUSEDRNN_FN void for_blocks(int64_t rows, int64_t most, F&& f) {
+  for (int64_t m = 0, count = (rows + most - 1) / most; count > 0; --count) {
+    int64_t size = (rows - m + count - 1) / count;
+    f(m, size);
+    m += size;
+  }
+}
 
 // The part of one direction that one thread does: either some batch rows and all units from the first step to the last,
 // or some units of all rows; then its threads meet in every step.

@@ -8,9 +8,6 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
-#ifdef __F16C__
-#include <immintrin.h>
-#endif
 
 #include "../activations.h"
 #include "../scan.h"
@@ -131,6 +128,15 @@ struct Vec {
   FUSEDRNN_FN friend Bits operator<=(Vec a, Vec b) { return a.v <= b.v; }
   FUSEDRNN_FN friend Vec where(Bits mask, Vec a, Vec b) { return mask ? a.v : b.v; }
 
+  // x within [-max, max]; NaN passes through.
+  FUSEDRNN_FN static Vec clamp(Vec x, S max) {
+#if FUSEDRNN_VECTOR_BYTES == 64
+    if constexpr (std::is_same_v<S, float>)
+      return Raw(_mm512_max_ps(_mm512_set1_ps(-max), _mm512_min_ps(_mm512_set1_ps(max), (__m512)x.v)));
+#endif
+    return where(Vec(max) <= x, Vec(max), where(x <= Vec(-max), Vec(-max), x));
+  }
+
  private:
   template <int Half, int Odd, int... I>
   FUSEDRNN_FN static Vec pick(Vec a, Vec b, std::integer_sequence<int, I...>) {
@@ -140,7 +146,7 @@ struct Vec {
   // AVX-512 floats: 14 bits and one Newton step, 2 ulp where a and b and the quotient are normal. Its division occupies
   // the multiplier for 16 cycles, as long as a whole sigmoid takes.
   FUSEDRNN_FN static Raw divide(Raw a, Raw b) {
-#ifdef __AVX512F__
+#if FUSEDRNN_VECTOR_BYTES == 64
     if constexpr (std::is_same_v<S, float>) {
       Raw y = (Raw)_mm512_rcp14_ps((__m512)b);
       return a * (y + y * (1.0f - b * y));
@@ -161,12 +167,12 @@ FUSEDRNN_FN Vec<S> Vec<S>::load(const T* p) {
     typename Register<S>::Half bits;
     std::memcpy(&bits, p, sizeof bits);
     out.v = (Raw)(__builtin_convertvector(bits, Unsigned) << 16);
-#ifdef __F16C__
-  } else if constexpr (kLanes == 8) {
+#if FUSEDRNN_VECTOR_BYTES == 32
+  } else if constexpr (std::is_same_v<T, float16>) {
     out.v = (Raw)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #endif
-#ifdef __AVX512F__
-  } else if constexpr (kLanes == 16) {
+#if FUSEDRNN_VECTOR_BYTES == 64
+  } else if constexpr (std::is_same_v<T, float16>) {
     out.v = (Raw)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #endif
   } else {
@@ -187,12 +193,12 @@ FUSEDRNN_FN void Vec<S>::store(T* p) const {
     Unsigned rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     Half half = __builtin_convertvector(v != v ? Unsigned{} + 0x7fc0u : rounded, Half);
     std::memcpy(p, &half, sizeof half);
-#ifdef __F16C__
-  } else if constexpr (kLanes == 8) {
+#if FUSEDRNN_VECTOR_BYTES == 32
+  } else if constexpr (std::is_same_v<T, float16>) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #endif
-#ifdef __AVX512F__
-  } else if constexpr (kLanes == 16) {
+#if FUSEDRNN_VECTOR_BYTES == 64
+  } else if constexpr (std::is_same_v<T, float16>) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #endif
   } else {
@@ -231,7 +237,7 @@ template <class S>
 FUSEDRNN_FN SplitExp<S> split_exp(Vec<S> x, S max) {
   using C = ExpConstants<S>;
   using V = Vec<S>;
-  x = where(V(max) <= x, V(max), where(x <= V(-max), V(-max), x));
+  x = V::clamp(x, max);
   V shifted = x * V(C::kLog2e) + V(C::kRound);
   V n = shifted - V(C::kRound);
   V r = x - n * V(C::kLn2Hi) - n * V(C::kLn2Lo);
