@@ -240,7 +240,8 @@ auto layer_plan(const std::string& mode, bool backward, int64_t steps, int64_t r
                          p.shared_bytes);
 }
 
-// Returns dgates [D, R, Q, H], h_prev [D, R, P], dh_steps [D, R, P] (with a projection), dh0, dc0, dreset_h, dreset_c.
+// Returns dgates [D, R, Q, H], h_prev [D, R, P] (unless it is y one step earlier), dh_steps [D, R, P] (with a
+// projection), dh0, dc0, dreset_h, dreset_c.
 std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, const Tensor& h0,
                                   const optional<Tensor>& c0, const optional<Tensor>& batch_sizes,
                                   const optional<Tensor>& lengths, const optional<Tensor>& reset,
@@ -260,7 +261,9 @@ std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, cons
   Tensor dy_in = given(dy, y_size, "dy"), dh_n_in = given(dh_n, layer.state(s.projected), "dh_n");
   Tensor dc_n_in = given(dc_n, layer.state(s.hidden), "dc_n"), dc_in = given(dc_steps, c_size, "dc_steps");
   check(!layer.has_cell_state() || c_in.defined(), "an LSTM needs c_steps");
-  Tensor dgates = layer.empty({D, R, layer.sizes.grads, s.hidden}), h_prev = layer.empty({D, R, s.projected});
+  Tensor dgates = layer.empty({D, R, layer.sizes.grads, s.hidden}), h_prev;
+  bool shifted = x.is_cpu() && !batch_sizes && !lengths && !reset;  // the state before a step is y one step earlier
+  if (!shifted) h_prev = layer.empty({D, R, s.projected});
   Tensor dh0 = layer.empty(layer.h0.sizes()), dh_steps, dc0, dreset_h, dreset_c;
   if (layer.projects()) dh_steps = layer.empty({D, R, s.projected});
   if (layer.has_cell_state()) dc0 = layer.empty(layer.c0.sizes());
