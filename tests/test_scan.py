@@ -1,6 +1,9 @@
 """The compiled scan against the reference: outputs and all gradients."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -41,9 +44,8 @@ def test_outputs_and_gradients_equal_the_reference(mode, dtype):
     for D, H, bias, (packed, lengths), reset, projected in cases:
         if projected and mode != "LSTM":
             continue
-        args = make_layer(
-            mode, D, 5, 7, 11, H, 8 if projected else H, bias, dtype, packed, lengths, reset > 0, reset > 1
-        )
+        P = 8 if projected else H
+        args = make_layer(mode, D, 5, 7, 11, H, P, bias, dtype, packed, lengths, reset > 0, reset > 1)
         inputs = [t for t in (*args[1:4], *args[8:], *args[4]) if t is not None]
         ours, theirs = scan.scan(*args, c_sequence=True), reference.scan(*args)
         grads = [torch.randn_like(t) for t in theirs if t is not None]
@@ -56,6 +58,70 @@ def test_outputs_and_gradients_equal_the_reference(mode, dtype):
                 continue
             b = torch.zeros_like(a) if b is None else b
             assert (a - b).abs().max() <= TOLERANCE[dtype] * b.abs().max() + 1e-30
+
+
+# Two threads split the rows of the first four layers and the units of the others (csrc/README.md says when).
+SHARED = {
+    "rows": dict(D=1, T=5, N=33, H=70),
+    "rows of unequal length": dict(D=1, N=40, H=70, packed=[40, 40, 11, 2, 2, 1]),
+    "rows that end and restart": dict(
+        D=1, T=5, N=7, H=150, lengths=[0, 5, 3, 2, 1, 5, 4], reset=True, reset_state=True
+    ),
+    "directions": dict(D=2, T=5, N=9, H=70),
+    "units of one row": dict(D=1, T=20, N=1, H=301),
+    "units of a large layer": dict(D=1, T=4, N=33, H=600),
+    "units of rows that end and restart": dict(
+        D=1, T=4, N=4, H=600, lengths=[0, 4, 3, 4], reset=True, reset_state=True
+    ),
+    "units of packed rows": dict(D=1, N=7, H=600, packed=[7, 5, 5, 1]),
+    "units and columns of a projection": dict(D=1, T=9, N=1, H=600, P=100, reset=True),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", list(scan.GATES))
+@pytest.mark.parametrize("name", list(SHARED))
+def test_results_do_not_depend_on_the_number_of_threads(mode, name, dtype):
+    sizes = {"T": None, "I": 20, "P": SHARED[name]["H"], **SHARED[name]}
+    if sizes["P"] != sizes["H"] and mode != "LSTM":
+        pytest.skip("only an LSTM has a projection")
+    args = list(make_layer(mode, bias=True, dtype=dtype, **sizes))
+    args[4] = [(w.detach() * sizes["H"] ** -0.5).requires_grad_() for w in args[4]]
+    states = [t for t in (args[2], args[3], *args[8:]) if t is not None]
+
+    def run(scan_, times=1):
+        out = [t for t in scan_(*args) if t is not None]
+        torch.manual_seed(1)
+        grads = [torch.randn_like(t) for t in out]
+        found = [torch.autograd.grad(out, states, grads, retain_graph=True, allow_unused=True) for _ in range(times)]
+        return [[*out, *grads] for grads in found]
+
+    def run_with(threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return run(lambda *args: scan.scan(*args, c_sequence=True), times=2)
+        finally:
+            torch.set_num_threads(before)
+
+    alone, again = run_with(1)
+    for other in (again, *run_with(2), *run_with(3)):
+        for a, b in zip(alone, other, strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+    if dtype == torch.float32:
+        for a, b in zip(alone, run(reference.scan)[0], strict=True):
+            if a is not None and b is not None:
+                assert (a - b).abs().max() <= TOLERANCE[dtype] * b.abs().max()
+
+
+@pytest.mark.parametrize("isa", ["DEFAULT", "AVX2"])
+def test_other_instruction_sets_pass_the_tests_of_this_file(isa):
+    ranks = ["DEFAULT", "AVX2", "AVX512"]
+    if ranks.index(isa) > ranks.index(scan._C.cpu_capability()):
+        pytest.skip(f"this processor has no {isa}")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "threads"]
+    done = subprocess.run(command, env={**os.environ, "FUSEDRNN_ISA": isa}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_compiled_extension_is_in_use():

@@ -17,8 +17,9 @@ void team(int64_t wanted, F&& f) {
       wanted, [](void* context, int64_t member, int64_t members) { (*static_cast<F*>(context))(member, members); }, &f);
 }
 
-// Where the members of a team wait for the last one. Waiting spins for about as long as a step takes and then sleeps,
-// so that a thread that lost its core to somebody else gets it back: with two busy processes on two cores ...
+// Where the members of a team wait for the last one. Waiting spins for some 20 us, longer than threads drift apart in a
+// step, and then sleeps, so that a thread that lost its core to another process gets it back. With two busy processes
+// on two cores a call takes 2.1 times as long (LSTM, T=100, N=32, H=512) to 3.5 times (N=16, H=128).
 class Barrier {
  public:
   void meet(int64_t members);
