@@ -118,9 +118,11 @@ RULES = [
         ("csrc/scan.h", "#include <cuda_runtime.h>\n"),
     ),
     Rule(
-        "the CPU drivers see the standard library, intrinsics, the waist and their own room",
+        "the CPU drivers see the standard library, intrinsics, madvise, the waist and their own room",
         r"csrc/cpu/(?!parallel\.cpp).*",
-        includes_only(STD + r'|<(immintrin|arm_neon)\.h>|"\.\./(activations|cells|scan|dispatch)\.h"|"[a-z_0-9-]+\.h"'),
+        includes_only(
+            STD + r'|<(immintrin|arm_neon|sys/mman)\.h>|"\.\./(activations|cells|scan|dispatch)\.h"|"[a-z_0-9-]+\.h"'
+        ),
         ("csrc/cpu/forward.h", "#include <ATen/Parallel.h>\n"),
     ),
     Rule(

@@ -125,7 +125,7 @@ void multiply(int64_t rows, int64_t columns, const S* const* a, int64_t k, const
               int64_t init_stride, S* c, int64_t c_stride) {
   const MultiplyTile<S>* tiles = tiles_of<S>(padded<S>(columns) / Vec<S>::kLanes);
   for (int64_t count = (rows + kTileRows - 1) / kTileRows; count > 0; --count) {
-    int64_t size = (rows + count - 1) / count;
+    int64_t size = count == 1 ? rows : (rows + count - 1) / count;  // of one row, a division would show
     tiles[size - 1](a, k, panel, init, init_stride, c, c_stride);
     a += size, init += size * init_stride, c += size * c_stride, rows -= size;
   }

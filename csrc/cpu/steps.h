@@ -90,7 +90,7 @@ FUSEDRNN_FN void for_panels(int64_t begin, int64_t end, bool backwards, F&& f) {
 template <class F>
 FUSEDRNN_FN void for_blocks(int64_t rows, int64_t most, F&& f) {
   for (int64_t m = 0, count = (rows + most - 1) / most; count > 0; --count) {
-    int64_t size = (rows - m + count - 1) / count;
+    int64_t size = count == 1 ? rows - m : (rows - m + count - 1) / count;
     f(m, size);
     m += size;
   }
