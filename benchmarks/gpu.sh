@@ -4,7 +4,7 @@
 #
 #   benchmarks/gpu.sh [--help] [--dry] [part...]       parts: build test sanitize primitives bench (all of them)
 #   OUT=folder     results (benchmarks/results)        PYTHON=python3   one with a CUDA build of torch
-#   SECONDS_LEFT=420   for bench, which leaves out what does not fit, and goes on from there when called again
+#   LIMIT=570      seconds for the call: bench leaves out what does not fit, and goes on from there when called again
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,7 +21,7 @@ for argument in "$@"; do
   esac
 done
 [ ${#parts[@]} -gt 0 ] || parts=(build test sanitize primitives bench)
-mkdir -p "$out"
+[ $dry = 1 ] || mkdir -p "$out"
 status=0
 
 # run PART COMMAND...: shows its output and keeps it in $out/gpu-PART.txt, if it succeeds
@@ -70,7 +70,8 @@ for part in "${parts[@]}"; do
     primitives) run primitives primitives ;;
     bench)
       echo "== bench ($(date -u +%H:%M:%S))"
-      [ $dry = 1 ] || "$python" benchmarks/gpu.py bench --out "$out/gpu.json" --seconds "${SECONDS_LEFT:-420}" || status=1
+      [ $dry = 1 ] || "$python" benchmarks/gpu.py bench --out "$out/gpu.json" --seconds $((${LIMIT:-570} - SECONDS)) ||
+        status=1
       ;;
   esac
 done
