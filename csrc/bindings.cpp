@@ -262,7 +262,7 @@ std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, cons
   Tensor dc_n_in = given(dc_n, layer.state(s.hidden), "dc_n"), dc_in = given(dc_steps, c_size, "dc_steps");
   check(!layer.has_cell_state() || c_in.defined(), "an LSTM needs c_steps");
   Tensor dgates = layer.empty({D, R, layer.sizes.grads, s.hidden}), h_prev;
-  bool shifted = x.is_cpu() && !batch_sizes && !lengths && !reset;  // the state before a step is y one step earlier
+  bool shifted = !batch_sizes && !lengths && !reset;  // the state before a step is y one step earlier
   if (!shifted) h_prev = layer.empty({D, R, s.projected});
   Tensor dh0 = layer.empty(layer.h0.sizes()), dh_steps, dc0, dreset_h, dreset_c;
   if (layer.projects()) dh_steps = layer.empty({D, R, s.projected});

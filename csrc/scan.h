@@ -75,7 +75,7 @@ struct ScanGrads {
   const T* dc_steps;  // [R, D, H]
   // made: all the caller needs for the weights' gradients, one GEMM each. Rows that take no step are zero.
   T* dgates;    // [D, R, Q, H]
-  T* h_prev;    // [D, R, P]   hidden state before each step; CPU: null if not wanted
+  T* h_prev;    // [D, R, P]   hidden state before each step; null if not wanted
   T* dh_steps;  // [D, R, P]   total gradient of each step's output, with a projection, else null
   T* dh0;       // [D, N, P]
   T* dc0;       // [D, N, H]

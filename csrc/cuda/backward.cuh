@@ -30,7 +30,7 @@ __device__ void complete(const Args<T>& a, const Walk<T>& walk, int64_t i, int64
 
 template <class T>
 __device__ void put_h_prev(const Args<T>& a, const Walk<T>& walk, const Step& s, int64_t n, int64_t j, T h) {
-  a.g.h_prev[(walk.d * a.p.shape.packed_rows + s.first + n) * a.p.shape.projected + j] = h;
+  if (a.g.h_prev) a.g.h_prev[(walk.d * a.p.shape.packed_rows + s.first + n) * a.p.shape.projected + j] = h;
 }
 
 // dh = dr W_hh, summed over gates and units; then the cell. With a projection the stage after this one makes dh, and
@@ -80,7 +80,8 @@ struct CellBackward {
 #pragma unroll
     for (int k = 0; k < A; ++k) in->saved[k] = p.saved[walk.record(row, A, k, j)];
     if (!kProjects) {
-      in->h_prev = state_before(walk, s, n, H, j, p.y, p.h0, p.reset_h);
+      const bool wanted = !kHasCell || a.g.h_prev;
+      in->h_prev = wanted ? state_before(walk, s, n, H, j, p.y, p.h0, p.reset_h) : T{};
       in->dy = a.g.dy ? a.g.dy[walk.output(row, H, j)] : T{};
     }
     if (kHasCell) {
