@@ -12,8 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 HERE = ROOT / "tests/cuda_on_cpu"
-CUDA = ROOT / "csrc/cuda"
-BUILD = ROOT / "build/cuda_on_cpu"
+CSRC = ROOT / "csrc"
+TYPES = ("float", "double", "bfloat16", "float16")  # one source file of kernels each
+BUILD = Path(os.environ.get("FUSEDRNN_EMULATOR_BUILD") or ROOT / "build/cuda_on_cpu")
 
 CXX = shlex.split(os.environ.get("CXX") or "g++")
 COMMON = ["-std=c++20", "-g1", "-fPIC", "-fno-strict-aliasing"]
@@ -35,13 +36,14 @@ def run(command: list[str]) -> None:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
 
 
-def compile(source: Path, flags: list[str]) -> Path:
+def compile(source: Path, flags: list[str], csrc: Path) -> Path:
     """Returns the object file of a source, made for exactly this text, these headers and these flags."""
-    command = [*CXX, *COMMON, *flags, "-x", "c++", str(source)]
+    command = [*CXX, *COMMON, *flags, "-I", str(HERE), "-I", str(csrc), "-x", "c++", str(source)]
     text = subprocess.run([*command, "-E"], capture_output=True, text=True)
     if text.returncode:
         raise RuntimeError(text.stderr)
-    key = hashlib.sha256("\0".join([*command, text.stdout]).encode()).hexdigest()[:20]
+    content = "\0".join([*command, text.stdout]).replace(str(csrc), "csrc")  # a copy of csrc gives the same
+    key = hashlib.sha256(content.encode()).hexdigest()[:20]
     target = BUILD / f"{source.stem}-{key}.o"
     if not target.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
@@ -52,13 +54,20 @@ def compile(source: Path, flags: list[str]) -> Path:
 
 
 @functools.cache
-def build(name: str, kernels: tuple[Path], others: tuple[Path] = (), mode: str = "plain", include: Path = CUDA) -> Path:
+def build(
+    name: str,
+    kernels: tuple[Path, ...],
+    others: tuple[Path, ...] = (),
+    mode: str = "plain",
+    csrc: Path = CSRC,
+    definitions: tuple[str, ...] = (),
+) -> Path:
     """Returns the program or, for a name that ends in .so, the library of these sources and the emulator."""
     flags, kernel_flags = FLAGS[mode]
     runtime_flags = flags + (kernel_flags if mode == "asan" else [])  # ThreadSanitizer would report the runtime itself
-    paths = ["-I", str(HERE), "-I", str(include)]
-    jobs = [(source, flags + kernel_flags + paths) for source in kernels]
-    jobs += [(source, runtime_flags + paths) for source in [*sorted((HERE / "emulator").glob("*.cpp")), *others]]
+    jobs = [(source, flags + kernel_flags, csrc) for source in kernels]
+    jobs += [(source, runtime_flags, csrc) for source in sorted((HERE / "emulator").glob("*.cpp"))]
+    jobs += [(source, [*runtime_flags, *definitions], csrc) for source in others]
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 2))) as pool:
         objects = [str(path) for path in pool.map(lambda job: compile(*job), jobs)]
     key = hashlib.sha256("\0".join([*CXX, mode, *objects]).encode()).hexdigest()[:20]
@@ -69,3 +78,9 @@ def build(name: str, kernels: tuple[Path], others: tuple[Path] = (), mode: str =
         run([*CXX, *shared, *SANITIZER[mode], *objects, "-o", str(partial)])
         partial.rename(target)
     return target
+
+
+def kernels(name: str, others: tuple[Path, ...], mode: str, csrc: Path, types: tuple[str, ...]) -> Path:
+    """Returns what :func:`build` makes of the kernels of these types."""
+    sources = tuple(csrc / "cuda" / f"{one}.cu" for one in types)
+    return build(name, sources, others, mode, csrc, (f"-DDRIVER_TYPES={','.join(types)}",))

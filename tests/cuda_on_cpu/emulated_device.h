@@ -7,8 +7,8 @@
 #include <tuple>
 #include <type_traits>
 
-#include "../../csrc/scan.h"
 #include "emulator/emulator.h"
+#include "scan.h"
 
 // ---- CUDA's own names
 

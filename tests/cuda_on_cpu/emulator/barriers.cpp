@@ -136,6 +136,7 @@ void write(uint64_t* barrier, Phase phase) {
   if (phase.pending == 0 && phase.bytes == 0) {
     phase.parity ^= 1;
     phase.pending = phase.count;
+    ++machine.progress;
   }
   raw_copy(reinterpret_cast<unsigned char*>(barrier), reinterpret_cast<const unsigned char*>(&phase), sizeof phase);
 }
@@ -169,14 +170,13 @@ void mbarrier_arrive_expect(uint64_t* barrier, unsigned bytes, Site site) {
   phase.bytes += bytes;
   --phase.pending;
   write(barrier, phase);
-  progress();
+  maybe_yield();
 }
 
 void mbarrier_complete(uint64_t* barrier, int bytes) {
   Phase phase = read(barrier);
   phase.bytes -= bytes;
   write(barrier, phase);
-  ++machine.progress;
 }
 
 void mbarrier_wait(uint64_t* barrier, unsigned parity, Site site) {

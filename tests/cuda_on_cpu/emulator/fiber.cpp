@@ -122,8 +122,11 @@ void arrived_from_host([[maybe_unused]] Fiber& host) {
 #endif
 }
 
-void name([[maybe_unused]] Fiber& fiber, [[maybe_unused]] const char* text) {
+void name([[maybe_unused]] Fiber& fiber, [[maybe_unused]] uint3 thread, [[maybe_unused]] uint3 block) {
 #ifdef EMULATOR_TSAN
+  char text[96];
+  std::snprintf(text, sizeof text, "thread (%u,%u,%u) of block (%u,%u,%u)", thread.x, thread.y, thread.z, block.x,
+                block.y, block.z);
   __tsan_set_fiber_name(fiber.tsan, text);
 #endif
 }

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 
+#include "emulator.h"
+
 #if !defined(__x86_64__)
 #include <ucontext.h>
 #endif
@@ -28,9 +30,9 @@ void start(Fiber& fiber, void (*entry)(), size_t number);
 // Leaves `from`, for good if it dies, and returns when somebody switches back.
 void switch_fiber(Fiber& from, Fiber& to, bool dies);
 
-void adopt_host(Fiber& host);               // before the first switch: the calling thread as a fiber
-void arrived_from_host(Fiber& host);        // first thing in entry()
-void name(Fiber& fiber, const char* text);  // as ThreadSanitizer shall call it
-void forget(Fiber& fiber);                  // one that was left in the middle of its work
+void adopt_host(Fiber& host);                        // before the first switch: the calling thread as a fiber
+void arrived_from_host(Fiber& host);                 // first thing in entry()
+void name(Fiber& fiber, uint3 thread, uint3 block);  // for ThreadSanitizer's reports
+void forget(Fiber& fiber);                           // one that was left in the middle of its work
 
 }  // namespace emulator

@@ -73,10 +73,7 @@ void make_thread(Thread& thread, const Launch& launch, Block& block, size_t numb
   thread.copies.reserve(kCopies);
   thread.groups.clear();
   thread.groups.reserve(kGroups);
-  char text[64];
-  std::snprintf(text, sizeof text, "thread (%u,%u,%u) of block (%u,%u,%u)", thread.index.x, thread.index.y,
-                thread.index.z, block.index.x, block.index.y, block.index.z);
-  name(thread.fiber, text);
+  name(thread.fiber, thread.index, block.index);
 }
 
 void set_up(const Launch& launch, size_t first, size_t count) {

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 using Features = std::map<std::string, bool (*)()>;
 Features block_features();

@@ -1,0 +1,160 @@
+"""Layers that the kernels run on the emulator, and what must come out of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fusedrnn import reference, scan
+
+from . import build
+from .layer import GATES, POLICIES, Device, EmulatorError, Extension
+from .rounded import Check
+
+SCHEDULES = [(policy, seed) for policy in POLICIES for seed in (1, 2, 3)]
+# of all outputs and gradients, relative to the largest element
+EXACT = {torch.float64: 1e-10, torch.float32: 1e-6}
+
+
+@dataclass(frozen=True)
+class Case:
+    mode: str
+    tier: str  # "": the plan's choice
+    dtype: str  # of torch, or tf32
+    batch: str = "padded"  # packed, lengths, reset, or all that go together
+    D: int = 1
+    T: int = 4
+    N: int = 5
+    I: int = 3
+    H: int = 20
+    P: int = 0  # 0: no projection
+    bias: bool = True
+    absent: str = ""  # gradients that do not come: of dy, dh_n, dc_n, dc_steps
+    multiprocessors: int = 132
+
+    @property
+    def storage(self) -> torch.dtype:
+        return torch.float32 if self.dtype == "tf32" else getattr(torch, self.dtype)
+
+    def arguments(self) -> tuple:
+        """Those of :func:`fusedrnn.scan.scan`, the same every time."""
+        random = torch.Generator().manual_seed(0)
+
+        def leaf(*size, scale=1.0):
+            return torch.randn(size, dtype=torch.float64, generator=random).mul(scale).to(self.storage).requires_grad_()
+
+        P, G, lstm = self.P or self.H, GATES[self.mode], self.mode == "LSTM"
+        weights = []
+        for _ in range(self.D):
+            weights += [leaf(G * self.H, self.I, scale=0.5), leaf(G * self.H, P, scale=P**-0.5)]
+            weights += [leaf(G * self.H), leaf(G * self.H)] if self.bias else []
+            weights += [leaf(P, self.H, scale=self.H**-0.5)] if self.P else []
+        sizes = [max(1, self.N - 2 * t) for t in range(self.T)] if "packed" in self.batch else None
+        lengths = torch.randint(self.T + 1, (self.N,), generator=random) if "lengths" in self.batch else None
+        shape = (sum(sizes),) if sizes else (self.T, self.N)
+        reset = "reset" in self.batch
+        return (
+            self.mode,
+            leaf(*shape, self.I),
+            leaf(self.D, self.N, P),
+            leaf(self.D, self.N, self.H) if lstm else None,
+            weights,
+            torch.tensor(sizes) if sizes else None,
+            lengths,
+            torch.rand(shape, generator=random) < 0.4 if reset else None,
+            leaf(self.D, self.N, P) if reset else None,
+            leaf(self.D, self.N, self.H) if reset and lstm else None,
+        )
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    if not theirs.numel():
+        return 0.0
+    return ((ours.double() - theirs).abs().max() / theirs.abs().max().clamp_min(1e-3)).item()
+
+
+def make_calls(case: Case, device: Device, args: tuple) -> tuple[Extension, list[str]]:
+    """Runs a case forward and backward; returns the calls that were made and what is wrong with their results."""
+    mode, x, h0, c0, weights, *masks = args
+    extension = Extension(device, case.tier, case.dtype == "tf32")
+    forward = extension.scan_forward(mode, True, True, x, h0, c0, *masks, weights)
+    y, h_n, c_n, c_steps, saved, hidden = forward
+    random = torch.Generator().manual_seed(1)
+    grads = [
+        None
+        if t is None or name in case.absent.split()
+        else torch.randn(t.shape, dtype=torch.float64, generator=random).to(case.storage)
+        for name, t in [("dy", y), ("dh_n", h_n), ("dc_n", c_n), ("dc_steps", c_steps)]
+    ]
+    if case.storage not in EXACT or case.dtype == "tf32":
+        extension.scan_backward(mode, x, h0, c0, *masks, weights, y, c_steps, saved, *grads)
+        first, second = extension.calls
+        found = Check(first, first.gates_x, device)
+        found.forward()
+        then = Check(second, None, device)
+        then.backward()
+        return extension, found.complaints + then.complaints
+    return extension, compare(case, extension, args, forward, grads)
+
+
+def compare(case: Case, extension: Extension, args: tuple, forward: list, grads: list) -> list[str]:
+    """Outputs and gradients of everything beside those of the reference in float64."""
+    mode, x, h0, c0, weights, *masks = args
+    compiled, scan._C = scan._C, extension
+    try:
+        wanted = [t is not None for t in (x, h0, c0, *masks[3:], *weights)]
+        gradients = scan._gradients(mode, (x, h0, c0, *masks), weights, forward, grads, wanted)
+    finally:
+        scan._C = compiled
+
+    def exact(t):
+        return t.detach().double().requires_grad_() if isinstance(t, torch.Tensor) and t.is_floating_point() else t
+
+    x, h0, c0, *masks = map(exact, (x, h0, c0, *masks))
+    weights = [exact(w) for w in weights]
+    outputs = reference.scan(mode, x, h0, c0, weights, *masks)
+    pairs = [(t, g.double()) for t, g in zip(outputs, grads, strict=True) if g is not None]
+    inputs = [t for t in (x, h0, c0, *masks[3:], *weights) if t is not None]
+    derived = torch.autograd.grad([t for t, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True)
+    derived = [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, derived, strict=True)]
+    names = ["y", "h_n", "c_n", "c_steps", *(f"gradient {i}" for i in range(len(inputs)))]
+    ours = [*forward[:4], *(g for g in gradients if g is not None)]
+    complaints = []
+    for name, a, b in zip(names, ours, [*outputs, *derived], strict=True):
+        if a is not None and not distance(a, b) <= EXACT[case.storage]:
+            complaints.append(f"{name} is off by {distance(a, b):.3g}")
+    return complaints
+
+
+def run(case: Case, device: Device, schedules: list[tuple[str, int]] = SCHEDULES) -> list[str]:
+    """Returns what is wrong: with the values, with running without gradients, with the bits of another schedule."""
+    device.resize(case.multiprocessors)
+    device.schedule(*schedules[0])
+    args = case.arguments()
+    try:
+        extension, complaints = make_calls(case, device, args)
+        mode, x, h0, c0, weights, *masks = args
+        inference = Extension(device, case.tier, case.dtype == "tf32")
+        inference.scan_forward(mode, False, False, x, h0, c0, *masks, weights)
+        forward = inference.calls[0]
+        complaints += [f"without gradients, {name} is another" for name in forward.changed(extension.calls[0])]
+        for schedule in schedules[1:]:
+            device.schedule(*schedule)
+            for call in extension.calls:
+                again = device.run(call.fresh())
+                complaints += [f"{name} is another under {schedule}" for name in call.changed(again)]
+    except EmulatorError as error:
+        return [str(error)]
+    return complaints
+
+
+def library(csrc: Path = build.CSRC, types: tuple[str, ...] = build.TYPES) -> Path:
+    """The kernels of these types, with what :class:`layer.Device` calls."""
+    return build.kernels("kernels.so", (build.HERE / "driver.cpp",), "plain", csrc, types)
+
+
+def replay(mode: str, csrc: Path = build.CSRC, types: tuple[str, ...] = build.TYPES) -> Path:
+    """The kernels in a program, with a sanitizer: see replay.cpp."""
+    return build.kernels("replay", (build.HERE / "driver.cpp", build.HERE / "replay.cpp"), mode, csrc, types)

@@ -1,0 +1,169 @@
+// The launchers of csrc/scan.h as C functions, for ctypes and replay.cpp. Arrays come by the names they have there,
+// those of a direction's weights with its number behind: w_hh0, w_hh1. What is not given is null.
+#include "driver.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "cuda/plan.h"
+#include "dispatch.h"
+#include "emulator/emulator.h"
+#include "scan.h"
+
+namespace {
+
+using namespace fusedrnn;
+
+class Arrays {
+ public:
+  Arrays(int count, const char* const* names, void* const* data) : count_(count), names_(names), data_(data) {}
+
+  template <class E>
+  void get(const std::string& name, E*& pointer) const {
+    pointer = nullptr;
+    for (int i = 0; i < count_; ++i)
+      if (name == names_[i]) pointer = static_cast<E*>(data_[i]);
+  }
+
+ private:
+  int count_;
+  const char* const* names_;
+  void* const* data_;
+};
+
+Shape shape_of(const int64_t* sizes) {
+  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], static_cast<int>(sizes[6])};
+}
+
+template <class T>
+ScanParams<T> params_of(const Shape& shape, const Arrays& arrays) {
+  ScanParams<T> p{};
+  p.shape = shape;
+  arrays.get("offsets", p.batch.offsets);
+  arrays.get("lengths", p.batch.lengths);
+  arrays.get("reset", p.batch.reset);
+  for (int d = 0; d < shape.directions; ++d) {
+    std::string number = std::to_string(d);
+    arrays.get("w_hh" + number, p.weights[d].w_hh);
+    arrays.get("b_hh" + number, p.weights[d].b_hh);
+    arrays.get("w_hr" + number, p.weights[d].w_hr);
+  }
+  arrays.get("gates_x", p.gates_x);
+  arrays.get("h0", p.h0), arrays.get("c0", p.c0);
+  arrays.get("reset_h", p.reset_h), arrays.get("reset_c", p.reset_c);
+  arrays.get("y", p.y), arrays.get("c_steps", p.c_steps), arrays.get("saved", p.saved);
+  arrays.get("hidden", p.hidden), arrays.get("h_n", p.h_n), arrays.get("c_n", p.c_n);
+  return p;
+}
+
+template <class T>
+ScanGrads<T> grads_of(const Arrays& arrays) {
+  ScanGrads<T> g{};
+  arrays.get("dy", g.dy), arrays.get("dh_n", g.dh_n), arrays.get("dc_n", g.dc_n), arrays.get("dc_steps", g.dc_steps);
+  arrays.get("dgates", g.dgates), arrays.get("h_prev", g.h_prev), arrays.get("dh_steps", g.dh_steps);
+  arrays.get("dh0", g.dh0), arrays.get("dc0", g.dc0);
+  arrays.get("dreset_h", g.dreset_h), arrays.get("dreset_c", g.dreset_c);
+  return g;
+}
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+template <class T>
+int run(CellKind cell, bool tf32, const std::string& tier, bool backward, const Shape& shape, const Arrays& arrays,
+        std::string* plan_text) {
+  const emulator::Device& d = emulator::config.device;
+  Device device{d.multiprocessors, d.shared_bytes, d.capability};
+  Job job{backward, cell_sizes(cell), shape, sizeof(T)};
+  Plan plan = tier.empty() ? make_plan(job, device) : make_forced_plan(job, device, tier);
+  *plan_text = std::string(kTierNames[static_cast<int>(plan.tier)]) + ", " + std::to_string(plan.groups) + " groups, " +
+               std::to_string(plan.blocks) + " blocks, " + std::to_string(plan.row_tiles) + " row tiles, " +
+               std::to_string(plan.replicas) + " replicas";
+  std::unique_ptr<void, Free> scratch;
+  auto allocate = [&](size_t bytes) {  // as torch does: aligned, full of what was there
+    constexpr size_t kAlignment = 256;
+    bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    scratch.reset(std::aligned_alloc(kAlignment, bytes));
+    std::memset(scratch.get(), 0xff, bytes);
+    return scratch.get();
+  };
+  CudaRun run{plan, tf32, nullptr, allocate};
+  ScanParams<T> params = params_of<T>(shape, arrays);
+  return backward ? scan_backward_cuda(cell, params, grads_of<T>(arrays), run) : scan_forward_cuda(cell, params, run);
+}
+
+// Calls f with a value of the type of this number.
+template <class... T, class F>
+int with_type(int number, F&& f) {
+  int result = -1;
+  auto try_one = [&]<class E>(E value) {
+    constexpr int kNumber = std::is_same_v<E, float>      ? 0
+                            : std::is_same_v<E, double>   ? 1
+                            : std::is_same_v<E, bfloat16> ? 2
+                                                          : 3;
+    if (number == kNumber) result = f(value);
+  };
+  (try_one(T{}), ...);
+  return result;
+}
+#ifndef DRIVER_TYPES
+#define DRIVER_TYPES float, double, bfloat16, float16
+#endif
+
+thread_local std::string plan_text, error_text;
+
+}  // namespace
+
+const char* run_layer(int cell, int type, int tf32, const char* tier, int backward, const int64_t* sizes, int count,
+                      const char* const* names, void* const* data) {
+  Arrays arrays(count, names, data);
+  Shape shape = shape_of(sizes);
+  auto kind = static_cast<CellKind>(cell);
+  emulator::clear_report();
+  int error = 0;
+  try {
+    error = with_type<DRIVER_TYPES>(type, [&](auto value) {
+      return run<decltype(value)>(kind, tf32, tier, backward, shape, arrays, &plan_text);
+    });
+  } catch (const std::invalid_argument& refusal) {
+    error_text = refusal.what();
+    return error_text.c_str();
+  }
+  if (error == 0 && emulator::report().empty()) return nullptr;
+  error_text = "error " + std::to_string(error) + " (" + plan_text + "): " + emulator::report();
+  return error_text.c_str();
+}
+
+const char* last_plan() { return plan_text.c_str(); }
+
+void set_schedule(int policy, uint64_t seed) {
+  emulator::config.policy = static_cast<emulator::Policy>(policy);
+  emulator::config.seed = seed;
+}
+
+void set_device(int multiprocessors, int shared_bytes, int capability) {
+  emulator::config.device = {multiprocessors, shared_bytes, capability};
+}
+
+void cell_step(int cell, int backward, int64_t count, const double* const* in, double* const* state,
+               double* const* out) {
+  visit(static_cast<CellKind>(cell), [&](auto type) {
+    using Cell = decltype(type);
+    for (int64_t i = 0; i < count; ++i) {
+      double a[Cell::kSaved > Cell::kGates ? Cell::kSaved : Cell::kGates], b[Cell::kGates > 2 ? Cell::kGates : 2];
+      double s[2] = {}, o[Cell::kSaved > Cell::kGrads ? Cell::kSaved : Cell::kGrads];
+      const int first = backward ? Cell::kSaved : Cell::kGates, second = backward ? Cell::kStates : Cell::kGates;
+      for (int k = 0; k < first; ++k) a[k] = in[k][i];
+      for (int k = 0; k < second; ++k) b[k] = in[first + k][i];
+      for (int k = 0; k < Cell::kStates; ++k) s[k] = state[k][i];
+      backward ? Cell::backward(a, b, s, o) : Cell::forward(a, b, s, o);
+      for (int k = 0; k < Cell::kStates; ++k) state[k][i] = s[k];
+      for (int k = 0; k < (backward ? Cell::kGrads : Cell::kSaved); ++k) out[k][i] = o[k];
+    }
+  });
+}

@@ -1,0 +1,193 @@
+"""One recurrent layer on the emulated device, with the interface of the compiled extension."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+POLICIES = ["round-robin", "reverse", "random", "priority"]
+CELLS = ["LSTM", "GRU", "RNN_TANH", "RNN_RELU"]
+TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+PLANES = {"LSTM": 4, "GRU": 4, "RNN_TANH": 1, "RNN_RELU": 1}  # saved values, and gate gradients
+
+
+class EmulatorError(RuntimeError):
+    pass
+
+
+class Device:
+    """The kernels in a library that :mod:`build` made, on a device that can be of any size."""
+
+    def __init__(self, library: Path):
+        self.library = ctypes.CDLL(str(library))
+        self.library.run_layer.restype = self.library.last_plan.restype = ctypes.c_char_p
+        self.resize()
+        self.schedule("random", 1)
+
+    def resize(self, multiprocessors: int = 132, shared_bytes: int = 232448, capability: int = 90) -> None:
+        self.library.set_device(multiprocessors, shared_bytes, capability)
+
+    def schedule(self, policy: str, seed: int) -> None:
+        self.library.set_schedule(POLICIES.index(policy), ctypes.c_uint64(seed))
+
+    def run(self, call: Call) -> Call:
+        """Fills in the results of a call."""
+        arrays = {name: t for name, t in call.arrays.items() if t is not None}
+        assert all(t.is_contiguous() for t in arrays.values())
+        count = len(arrays)
+        error = self.library.run_layer(
+            CELLS.index(call.mode),
+            TYPES.index(call.dtype),
+            call.tf32,
+            call.tier.encode(),
+            call.backward,
+            (ctypes.c_int64 * 7)(*call.sizes),
+            count,
+            (ctypes.c_char_p * count)(*(name.encode() for name in arrays)),
+            (ctypes.c_void_p * count)(*(t.data_ptr() for t in arrays.values())),
+        )
+        if error:
+            raise EmulatorError(error.decode())
+        call.plan = self.library.last_plan().decode()
+        return call
+
+    def cell_step(self, mode: str, backward: bool, given: list[Tensor], state: list[Tensor], planes: int):
+        """One step of csrc/cells.h in double: returns the new state and ``planes`` results."""
+        given, state = [t.contiguous() for t in given], [t.clone() for t in state]
+        out = [torch.empty_like(state[0]) for _ in range(planes)]
+        pointers = [(ctypes.c_void_p * len(ts))(*(t.data_ptr() for t in ts)) for ts in (given, state, out)]
+        self.library.cell_step(CELLS.index(mode), backward, ctypes.c_int64(state[0].numel()), *pointers)
+        return state, out
+
+
+@dataclass
+class Call:
+    """One forward or backward pass: arrays by their names in csrc/scan.h, and the names of those it fills in."""
+
+    mode: str
+    tier: str
+    tf32: bool
+    backward: bool
+    dtype: torch.dtype
+    sizes: list[int]  # T, N, R, I, H, P, D
+    arrays: dict[str, Tensor | None]
+    results: list[str] = field(default_factory=list)
+    gates_x: Tensor | None = None  # of a forward pass: what saved values came in the place of
+    plan: str = ""
+
+    def fresh(self) -> Call:
+        """The same with nothing filled in."""
+        fresh = {name: torch.full_like(self.arrays[name], torch.nan) for name in self.results}
+        if not self.backward:
+            fresh["gates_x"] = self.gates_x.clone()
+            if "saved" in fresh:
+                fresh["saved"] = fresh["gates_x"].view_as(self.arrays["saved"])
+        return replace(self, arrays=self.arrays | fresh)
+
+    def changed(self, other: Call) -> list[str]:
+        """Names of results whose bits are not the other's."""
+        bits = [[call.arrays[name].view(torch.uint8) for name in self.results] for call in (self, other)]
+        return [name for name, a, b in zip(self.results, *bits, strict=True) if not torch.equal(a, b)]
+
+    def write(self, path: Path) -> None:
+        """For replay.cpp."""
+        call = self.fresh()
+        cell, dtype = CELLS.index(call.mode), TYPES.index(call.dtype)
+        numbers = [cell, dtype, int(call.tf32), int(call.backward), *call.sizes]
+        with open(path, "wb") as file:
+            file.write(" ".join([call.tier or "-", *map(str, numbers)]).encode() + b"\n")
+            for name, t in call.arrays.items():
+                if t is not None:
+                    data = bytes(t.flatten().view(torch.uint8).tolist())
+                    file.write(f"{name} {len(data)}\n".encode() + data)
+
+
+class Extension:
+    """Stands in for ``fusedrnn._C``. Keeps its calls, so that they can be made again under other schedules."""
+
+    def __init__(self, device: Device, tier: str = "", tf32: bool = False):
+        self.device, self.tier, self.tf32 = device, tier, tf32
+        self.calls: list[Call] = []
+
+    def _call(
+        self, backward, mode, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights, **given: Tensor | None
+    ) -> Call:
+        D, N, P = h0.shape
+        H = weights[0].size(0) // GATES[mode]
+        T, R = (len(batch_sizes), x.size(0)) if batch_sizes is not None else (x.size(0), x.size(0) * x.size(1))
+        given |= {"h0": h0, "c0": c0, "reset_h": reset_h, "reset_c": reset_c, "lengths": lengths, "reset": reset}
+        if batch_sizes is not None:
+            given["offsets"] = F.pad(batch_sizes.cumsum(0), (1, 0))
+        count = len(weights) // D
+        for d in range(D):
+            w = weights[d * count : (d + 1) * count]
+            given[f"w_hh{d}"] = w[1]
+            given[f"b_hh{d}"] = w[3] if count >= 4 else None
+            given[f"w_hr{d}"] = w[-1] if count % 2 else None
+        arrays = {name: None if t is None else t.detach().contiguous() for name, t in given.items()}
+        return Call(mode, self.tier, self.tf32, backward, x.dtype, [T, N, R, x.size(-1), H, P, D], arrays)
+
+    def _run(self, call: Call, results: dict[str, Tensor | None]) -> list[Tensor | None]:
+        call.arrays |= results
+        call.results = [name for name, t in results.items() if t is not None]
+        self.calls.append(self.device.run(call))
+        return list(results.values())
+
+    def scan_forward(self, mode, training, c_sequence, x, *args):
+        call = self._call(False, mode, x, *args)
+        T, N, R, I, H, P, D = call.sizes
+        weights, lstm, sequence = args[-1], call.arrays["c0"] is not None, x.shape[:-1]
+        planes = PLANES[mode] if training else GATES[mode]
+        gates_x = x.new_full((D, R, planes * H), torch.nan)
+        count = len(weights) // D
+        for d in range(D):
+            w_ih, b_ih = weights[d * count], weights[d * count + 2] if count >= 4 else None
+            gates_x[d, :, : GATES[mode] * H] = F.linear(x.detach().reshape(R, I), w_ih, b_ih).detach()
+        call.gates_x, call.arrays["gates_x"] = gates_x.clone(), gates_x
+
+        def empty(*size, wanted=True):
+            return x.new_full(size, torch.nan) if wanted else None
+
+        return self._run(
+            call,
+            {
+                "y": empty(*sequence, D * P),
+                "h_n": empty(D, N, P),
+                "c_n": empty(D, N, H, wanted=lstm),
+                "c_steps": empty(*sequence, D * H, wanted=lstm and (training or c_sequence)),
+                "saved": gates_x.view(D, R, planes, H) if training else None,
+                "hidden": empty(D, R, H, wanted=training and H != P),
+            },
+        )
+
+    def scan_backward(self, mode, x, *args):
+        *args, y, c_steps, saved, dy, dh_n, dc_n, dc_steps = args
+        given = {"y": y, "c_steps": c_steps, "saved": saved}
+        grads = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "dc_steps": dc_steps}
+        call = self._call(True, mode, x, *args, **given, **grads)
+        T, N, R, I, H, P, D = call.sizes
+
+        def empty(*size):
+            return x.new_full(size, torch.nan)
+
+        def like(name):
+            return None if call.arrays[name] is None else torch.full_like(call.arrays[name], torch.nan)
+
+        return self._run(
+            call,
+            {
+                "dgates": empty(D, R, PLANES[mode], H),
+                "h_prev": empty(D, R, P),
+                "dh_steps": empty(D, R, P) if H != P else None,
+                "dh0": like("h0"),
+                "dc0": like("c0"),
+                "dreset_h": like("reset_h"),
+                "dreset_c": like("reset_c"),
+            },
+        )

@@ -1,0 +1,55 @@
+// replay POLICY SEED FILE...: makes the calls that layer.Call.write() wrote, every array in memory of exactly its size,
+// so that a sanitizer sees the kernels and nothing else.
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "driver.h"
+#include "emulator/emulator.h"
+
+namespace {
+
+const char* replay(const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string tier;
+  int cell, type, tf32, backward;
+  int64_t sizes[7];
+  file >> tier >> cell >> type >> tf32 >> backward;
+  for (int64_t& size : sizes) file >> size;
+  std::vector<std::string> names;
+  std::vector<void*> data;
+  std::string name;
+  size_t bytes;
+  while (file >> name >> bytes) {
+    file.get();
+    names.push_back(name);
+    data.push_back(std::malloc(bytes));
+    file.read(static_cast<char*>(data.back()), std::streamsize(bytes));
+  }
+  std::vector<const char*> pointers;
+  for (const std::string& n : names) pointers.push_back(n.c_str());
+  if (tier == "-") tier.clear();
+  const char* error =
+      run_layer(cell, type, tf32, tier.c_str(), backward, sizes, int(names.size()), pointers.data(), data.data());
+  for (void* array : data) std::free(array);
+  return error;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 4) {
+    std::fprintf(stderr, "usage: replay POLICY SEED FILE...\n");
+    return 2;
+  }
+  emulator::config.watchdog_seconds = 120;
+  set_schedule(std::atoi(argv[1]), std::strtoull(argv[2], nullptr, 10));
+  for (int i = 3; i < argc; ++i)
+    if (const char* error = replay(argv[i])) {
+      std::cerr << argv[i] << ": " << error << '\n';
+      return 1;
+    }
+}

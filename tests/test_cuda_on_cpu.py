@@ -1,0 +1,145 @@
+"""The CUDA kernels, run without a GPU by the emulator in cuda_on_cpu: right, and the same bits under every schedule."""
+
+import itertools
+import multiprocessing
+import os
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+from cuda_on_cpu import build, cases, layer
+
+MODES = list(layer.CELLS)
+TIERS = ["stepwise", "block", "cluster", "grid"]
+DTYPES = ["float64", "float32", "tf32", "bfloat16", "float16"]
+BATCHES = ["padded", "packed", "lengths", "reset", "lengths reset", "packed reset"]
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+every_tier = pytest.mark.parametrize("tier", TIERS)
+
+pytestmark = pytest.mark.skipif(
+    not list((build.CSRC / "cuda").glob("*.cu")), reason="there are no CUDA kernels in csrc/cuda"
+)
+
+device = None  # of a worker process: one library a process
+
+
+def open_device(library):
+    global device
+    torch.set_num_threads(1)
+    device = layer.Device(library)
+
+
+def run(case, schedules=None):
+    return cases.run(case, device, schedules or cases.SCHEDULES)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Runs cases in other processes, where a kernel may crash."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, spawn, open_device, (cases.library(),)) as executor:
+        yield executor
+
+
+def complaints(pool, some_cases, schedules=None):
+    found = pool.map(run, some_cases, itertools.repeat(schedules), chunksize=2)
+    return {str(case): wrong for case, wrong in zip(some_cases, found, strict=True) if wrong}
+
+
+@every_dtype
+@every_tier
+@pytest.mark.parametrize("mode", MODES)
+def test_every_layer_is_right_under_every_schedule(pool, mode, tier, dtype):
+    some = [cases.Case(mode, tier, dtype, batch, D) for batch, D in itertools.product(BATCHES, (1, 2))]
+    assert complaints(pool, some) == {}
+
+
+@every_dtype
+def test_projections(pool, dtype):
+    some = [cases.Case("LSTM", "stepwise", dtype, batch, D, P=9) for batch, D in itertools.product(BATCHES, (1, 2))]
+    some.append(cases.Case("LSTM", "stepwise", dtype, "lengths reset", N=19, H=37, P=35))
+    assert complaints(pool, some, cases.SCHEDULES[::3]) == {}
+
+
+@every_dtype
+@every_tier
+def test_plans_of_many_units_rows_and_blocks(pool, tier, dtype):
+    """Where a block owns several groups of units, a replica several tiles of rows, and replicas wait for their turn."""
+    narrower = 5 if dtype == "float64" else 1  # its replicas are
+    some = [
+        cases.Case(mode, tier, dtype, "lengths reset", D, T=3, N=N, H=H, multiprocessors=multiprocessors * narrower)
+        for mode, D, N, H, multiprocessors in [
+            ("LSTM", 1, 33, 53, 132),
+            ("LSTM", 2, 19, 37, 8),
+            ("GRU", 1, 9, 70, 4),
+            ("GRU", 2, 33, 37, 8),
+            ("RNN_TANH", 1, 65, 70, 9),
+            ("RNN_TANH", 1, 3, 100, 132),
+        ]
+    ]
+    assert complaints(pool, some, cases.SCHEDULES[::3]) == {}
+
+
+@every_tier
+def test_the_smallest_and_the_longest(pool, tier):
+    some = [
+        cases.Case("LSTM", tier, "float32", T=1, N=1, I=1, H=1),
+        cases.Case("GRU", tier, "bfloat16", D=2, T=2, N=1, H=16),
+        cases.Case("LSTM", tier, "bfloat16", "lengths", T=37, N=3, H=33),
+        cases.Case("LSTM", tier, "float32", bias=False, absent="dh_n dc_n dc_steps"),
+        cases.Case("LSTM", tier, "float64", "reset", D=2, absent="dy dc_n"),
+        cases.Case("GRU", tier, "float64", "packed", bias=False, absent="dy"),
+    ]
+    assert complaints(pool, some, cases.SCHEDULES[::3]) == {}
+
+
+@every_dtype
+def test_the_plans_own_choice(pool, dtype):
+    some = [cases.Case(mode, "", dtype, "lengths reset", 2, T=5, N=9, H=37) for mode in MODES]
+    assert complaints(pool, some, cases.SCHEDULES[::3]) == {}
+
+
+# ---- sanitizers: a program of its own replays calls that were recorded here
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Files of calls, few enough and small enough: ThreadSanitizer takes 1 MB a CUDA thread."""
+    folder = tmp_path_factory.mktemp("calls")
+    own = layer.Device(cases.library())
+    some = [
+        cases.Case(mode, tier, dtype, batch, T=4, N=3, H=H)
+        for tier, dtype in itertools.product(TIERS, DTYPES)
+        for mode, batch, H in [("LSTM", "lengths reset", 20), ("GRU", "packed", 33)]
+    ]
+    some += [cases.Case("LSTM", "stepwise", dtype, "lengths reset", N=9, P=9) for dtype in DTYPES]
+    some += [cases.Case("RNN_TANH", tier, "bfloat16", "reset", N=13, H=37, multiprocessors=3) for tier in TIERS]
+    files = []
+    for case in some:
+        own.resize(case.multiprocessors)
+        extension, wrong = cases.make_calls(case, own, case.arguments())
+        assert not wrong
+        for call in extension.calls:
+            files.append(folder / f"{len(files)}-{case.mode}-{case.tier}-{case.dtype}-{case.batch.replace(' ', '-')}")
+            call.write(files[-1])
+    return files
+
+
+@pytest.mark.parametrize("policy", ["round-robin", "priority"])
+@pytest.mark.parametrize("mode", ["asan", "tsan"])
+def test_sanitizers_find_nothing(recorded, mode, policy):
+    program = cases.replay(mode)
+    halves = [recorded[::2], recorded[1::2]]
+    options = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    runs = [
+        subprocess.Popen(
+            [program, str(layer.POLICIES.index(policy)), "1", *half],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **options},
+        )
+        for half in halves
+    ]
+    assert [(run.communicate()[1], run.returncode) for run in runs] == [("", 0)] * 2
