@@ -92,6 +92,11 @@ STD = r"<[a-z_0-9]+>"
 TORCH = r"<(ATen|torch|c10|caffe2)/.*"
 GATES = r"\b(forget|candidate|sigmoid\w*|Tanh|Relu|(?i:lstm|gru|elman)\w*|k(Lstm|Gru|Rnn)\w*)\b"
 
+BARE_CUDA = (
+    r"\basm\b|<<<|__shared__|__constant__|\bvolatile\b|__threadfence\w*|\bcooperative_groups\b|__CUDA\w+|\batomic\w*\("
+    r"|__ldg\b|__ldc[agsv]\b|__nanosleep\b|__trap\b|__half\w*|__nv_\w+|\bcuda[A-Z]\w*|__fdividef\b|__expf\b|\bclock(64)?\("
+)
+
 RULES = [
     Rule(
         "cells know cmath and each other",
@@ -126,13 +131,38 @@ RULES = [
         ("csrc/cpu/forward.h", "#include <ATen/Parallel.h>\n"),
     ),
     Rule(
-        "the CUDA drivers see the standard library, CUDA, the waist and their own room",
-        r"csrc/cuda/.*",
+        "CUDA's headers stop at device.cuh",
+        r"csrc/cuda/device.*",
         includes_only(
-            STD + r"|<(cuda|cooperative_groups|mma|nv)[\w/]*(\.h)?>"
-            r'|"\.\./(activations|cells|scan|dispatch)\.h"|"[a-z_0-9-]+\.(h|cuh)"'
+            STD + r'|<(cuda|cooperative_groups)[\w/]*\.h>|"\.\./(activations|scan)\.h"|"(emulated_)?device\w*\.c?u?h"'
         ),
-        ("csrc/cuda/stepwise.cu", "#include <torch/extension.h>\n"),
+        ("csrc/cuda/device_ptx.cuh", "#include <torch/extension.h>\n"),
+    ),
+    Rule(
+        "the CUDA drivers see the standard library, the waist and their own room",
+        r"csrc/cuda/(?!device).*",
+        includes_only(STD + r'|"\.\./(activations|cells|scan|dispatch)\.h"|"[a-z_0-9-]+\.(h|cuh)"'),
+        ("csrc/cuda/stepwise.cuh", "#include <cuda_runtime.h>\n"),
+    ),
+    Rule(
+        "kernels ask the device for nothing but what device.cuh lists, so that the emulator can run them",
+        r"csrc/cuda/(?!device).*",
+        never(BARE_CUDA),
+        ("csrc/cuda/stepwise.cuh", "extern __shared__ float sums[];"),
+    ),
+    Rule(
+        "kernels wait by the functions of device.cuh, which end some day and are seen by the emulator",
+        r"csrc/cuda/(?!device).*",
+        never(r"\b(while|for)\s*\([^{}]*\bload_(acquire|relaxed)\b"),
+        ("csrc/cuda/exchange.cuh", "while (device::load_acquire(counter) < blocks) {}"),
+    ),
+    Rule(
+        "warp operations name all lanes",
+        r"csrc/cuda/.*",
+        never(
+            r"__(shfl|ballot|any|all|match|reduce)\w*_sync\((?!\s*(~0u|0xffffffffu?)\b)|__activemask|__syncwarp\([^)]"
+        ),
+        ("csrc/cuda/product.cuh", "sum += __shfl_xor_sync(mask, sum, 1);"),
     ),
     Rule(
         "torch stops at the bindings and the seam to its thread pool",
@@ -230,6 +260,25 @@ def test_the_rules_see_the_sources():
 )
 def test_no_way_of_importing_the_extension_is_overlooked(text):
     assert any(re.fullmatch(r"fusedrnn\._C(\..*)?", name) for name in imports(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'asm volatile("bar.sync 0;");',
+        "kernel<<<grid, block>>>(a);",
+        "__shared__ float sums[32];",
+        "while (*static_cast<volatile int*>(flag) == 0) {}",
+        "__threadfence();",
+        "namespace cg = cooperative_groups;",
+        "#if __CUDA_ARCH__ >= 900",
+        "atomicAdd(&sum, x);",
+        "cudaStreamSynchronize(stream);",
+        "__nv_bfloat16 x;",
+    ],
+)
+def test_no_way_around_the_device_header_is_overlooked(text):
+    assert re.search(BARE_CUDA, code(text))
 
 
 def test_a_comment_may_say_what_code_may_not():
