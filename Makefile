@@ -14,7 +14,7 @@ ASAN := build/asan
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test demo bench lint asan cuda-check clean
+.PHONY: help build test demo bench lint asan mutants cuda-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s'#'
@@ -47,6 +47,9 @@ asan: build ## the tests of scan under AddressSanitizer and UBSan, in build/asan
 	cd $(ASAN) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_scan.py $(ARGS)
+
+mutants: build ## break the CUDA kernels in every place that a test must notice, and list the survivors (ARGS="--help")
+	$(BIN)/python tests/cuda_on_cpu/mutants.py $(ARGS)
 
 cuda-check: ## compile every CUDA kernel for sm_80 and sm_90: no warning, no spill (needs nvcc, no GPU)
 	.ci/cuda-check

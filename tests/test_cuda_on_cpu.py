@@ -18,9 +18,7 @@ BATCHES = ["padded", "packed", "lengths", "reset", "lengths reset", "packed rese
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_tier = pytest.mark.parametrize("tier", TIERS)
 
-pytestmark = pytest.mark.skipif(
-    not list((build.CSRC / "cuda").glob("*.cu")), reason="there are no CUDA kernels in csrc/cuda"
-)
+pytestmark = pytest.mark.skipif(bool(build.missing()), reason=build.missing())
 
 device = None  # of a worker process: one library a process
 

@@ -10,6 +10,8 @@ from cuda_on_cpu import build
 
 POLICIES = ["round-robin", "reverse", "random", "priority"]
 SCHEDULES = 10
+pytestmark = pytest.mark.skipif(bool(build.missing()), reason=build.missing())
+
 FEATURES = build.HERE / "features"
 
 RIGHT = [

@@ -6,7 +6,9 @@ import functools
 import hashlib
 import os
 import shlex
+import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +30,15 @@ FLAGS = {
     ),
 }
 SANITIZER = {"plain": [], "tsan": ["-fsanitize=thread"], "asan": ["-fsanitize=address,undefined"]}
+
+
+def missing() -> str:
+    """What this machine lacks to compile and run kernels, or ""."""
+    if shutil.which(CXX[0]) is None:
+        return f"the C++ compiler {CXX[0]} is not found"
+    if sys.platform != "linux":
+        return "the emulator runs on Linux"
+    return ""
 
 
 def run(command: list[str]) -> None:
