@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from cuda_on_cpu import build
+from cuda_on_cpu.layer import POLICIES
 
-POLICIES = ["round-robin", "reverse", "random", "priority"]
 SCHEDULES = 10
-pytestmark = pytest.mark.skipif(bool(build.missing()), reason=build.missing())
-
 FEATURES = build.HERE / "features"
+
+pytestmark = pytest.mark.skipif(bool(build.missing()), reason=build.missing())
 
 RIGHT = [
     "block_barrier", "warp_barrier", "named_barriers", "warp_shuffles", "copies", "flags", "grid_barrier", "constants",

@@ -16,13 +16,13 @@ ROOT = Path(__file__).parent.parent.parent
 HERE = ROOT / "tests/cuda_on_cpu"
 CSRC = ROOT / "csrc"
 TYPES = ("float", "double", "bfloat16", "float16")  # one source file of kernels each
-BUILD = Path(os.environ.get("FUSEDRNN_EMULATOR_BUILD") or ROOT / "build/cuda_on_cpu")
+BUILD = ROOT / "build/cuda_on_cpu"
 
 CXX = shlex.split(os.environ.get("CXX") or "g++")
 COMMON = ["-std=c++20", "-g1", "-fPIC", "-fno-strict-aliasing"]
 # flags of every file; flags of those that hold kernels. Registers and variables that are not set hold a pattern.
 FLAGS = {
-    "plain": (["-O2"], ["-ftrivial-auto-var-init=pattern"]),
+    "plain": (["-O2"], ["-O1", "-ftrivial-auto-var-init=pattern"]),  # -O2 takes longer to compile than it saves
     "tsan": (["-O1", "-DEMULATOR_TSAN"], ["-fsanitize=thread"]),
     "asan": (
         ["-O1", "-DEMULATOR_ASAN", "-fno-omit-frame-pointer"],

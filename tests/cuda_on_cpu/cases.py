@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tolerances import EXACT, distance
 
 from fusedrnn import reference, scan
 
@@ -14,8 +15,6 @@ from .layer import GATES, POLICIES, Device, EmulatorError, Extension
 from .rounded import Check
 
 SCHEDULES = [(policy, seed) for policy in POLICIES for seed in (1, 2, 3)]
-# of all outputs and gradients, relative to the largest element
-EXACT = {torch.float64: 1e-10, torch.float32: 1e-6}
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,6 @@ class Case:
         )
 
 
-def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    if not theirs.numel():
-        return 0.0
-    return ((ours.double() - theirs).abs().max() / theirs.abs().max().clamp_min(1e-3)).item()
-
-
 def make_calls(case: Case, device: Device, args: tuple) -> tuple[Extension, list[str]]:
     """Runs a case forward and backward; returns the calls that were made and what is wrong with their results."""
     mode, x, h0, c0, weights, *masks = args
@@ -88,14 +81,10 @@ def make_calls(case: Case, device: Device, args: tuple) -> tuple[Extension, list
         else torch.randn(t.shape, dtype=torch.float64, generator=random).to(case.storage)
         for name, t in [("dy", y), ("dh_n", h_n), ("dc_n", c_n), ("dc_steps", c_steps)]
     ]
-    if case.storage not in EXACT or case.dtype == "tf32":
+    if case.dtype not in EXACT:
         extension.scan_backward(mode, x, h0, c0, *masks, weights, y, c_steps, saved, *grads)
         first, second = extension.calls
-        found = Check(first, first.gates_x, device)
-        found.forward()
-        then = Check(second, None, device)
-        then.backward()
-        return extension, found.complaints + then.complaints
+        return extension, Check(first, device).forward() + Check(second, device).backward()
     return extension, compare(case, extension, args, forward, grads)
 
 
@@ -123,7 +112,7 @@ def compare(case: Case, extension: Extension, args: tuple, forward: list, grads:
     ours = [*forward[:4], *(g for g in gradients if g is not None)]
     complaints = []
     for name, a, b in zip(names, ours, [*outputs, *derived], strict=True):
-        if a is not None and not distance(a, b) <= EXACT[case.storage]:
+        if a is not None and not distance(a, b) <= EXACT[case.dtype]:
             complaints.append(f"{name} is off by {distance(a, b):.3g}")
     return complaints
 

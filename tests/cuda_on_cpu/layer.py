@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fusedrnn.scan import GATES
+
 POLICIES = ["round-robin", "reverse", "random", "priority"]
-CELLS = ["LSTM", "GRU", "RNN_TANH", "RNN_RELU"]
+CELLS = list(GATES)  # in the order of CellKind
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 PLANES = {"LSTM": 4, "GRU": 4, "RNN_TANH": 1, "RNN_RELU": 1}  # saved values, and gate gradients
 
 
@@ -104,7 +105,7 @@ class Call:
             file.write(" ".join([call.tier or "-", *map(str, numbers)]).encode() + b"\n")
             for name, t in call.arrays.items():
                 if t is not None:
-                    data = bytes(t.flatten().view(torch.uint8).tolist())
+                    data = t.flatten().view(torch.uint8).numpy().tobytes()
                     file.write(f"{name} {len(data)}\n".encode() + data)
 
 

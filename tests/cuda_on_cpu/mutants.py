@@ -8,6 +8,7 @@ survives, under ThreadSanitizer and AddressSanitizer. Exits with 1 if one surviv
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -27,6 +29,7 @@ from cuda_on_cpu import build, cases, layer  # noqa: E402
 TYPES = {"product.cuh": ("float", "bfloat16")}  # whose kernels are run, by the file that is broken
 OTHERWISE = ("bfloat16",)
 SECONDS = 600  # for one mutant
+FORK = multiprocessing.get_context("fork")
 
 # what a pattern finds, and what comes in its place
 PATTERNS = [
@@ -134,7 +137,7 @@ def find_mutants() -> list[Mutant]:
 
 
 def judge(csrc: Path, types: tuple[str, ...]) -> str:
-    """In a process of its own: what betrays the kernels in csrc, or "" if nothing does."""
+    """What betrays the kernels in csrc, or "" if nothing does."""
     try:
         device = layer.Device(cases.library(csrc, types))
     except RuntimeError as error:
@@ -163,7 +166,6 @@ def judge(csrc: Path, types: tuple[str, ...]) -> str:
 
 def fate(mutant: Mutant) -> str:
     """What betrays a mutant, or "" if nothing does."""
-    build.BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=build.BUILD) as folder:
         csrc, objects = Path(folder) / "csrc", Path(folder) / "build"
         shutil.copytree(build.CSRC, csrc)
@@ -171,30 +173,36 @@ def fate(mutant: Mutant) -> str:
         objects.mkdir()
         for path in build.BUILD.glob("*-*.o"):
             os.link(path, objects / path.name)
-        command = [sys.executable, __file__, "--judge", str(csrc), *TYPES.get(mutant.file, OTHERWISE)]
-        environment = os.environ | {"MAX_JOBS": "1", "FUSEDRNN_EMULATOR_BUILD": str(objects)}
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
-        except subprocess.TimeoutExpired:
+        receive, send = FORK.Pipe(duplex=False)
+
+        def work():
+            build.BUILD = objects
+            send.send(judge(csrc, TYPES.get(mutant.file, OTHERWISE)))
+
+        process = FORK.Process(target=work)  # one library a process, and kernels may crash
+        process.start()
+        send.close()
+        if not receive.poll(SECONDS):
+            process.kill()
             return "it does not end"
-    if done.returncode:
-        return f"it crashes: {done.stderr.strip().splitlines()[-1:]}"
-    return done.stdout.strip()
+        try:
+            return receive.recv()
+        except EOFError:
+            process.join()
+            return f"it crashes: exit status {process.exitcode}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="only mutants whose description has all of these")
     parser.add_argument("--list", action="store_true", help="only list the mutants")
-    parser.add_argument("--judge", type=Path, metavar="CSRC", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.judge:
-        print(judge(arguments.judge, tuple(arguments.words)))
-        return 0
     mutants = [m for m in find_mutants() if all(word in str(m) for word in arguments.words)]
     if arguments.list:
         print(*mutants, sep="\n")
         return 0
+    torch.set_num_threads(1)  # processes that are forked must find no threads
+    cases.library(build.CSRC, OTHERWISE)  # what no mutant changes is in the cache from here on
     survivors, known = [], []
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 2))) as pool:
         for mutant, betrayal in zip(mutants, tqdm(pool.map(fate, mutants), total=len(mutants)), strict=True):

@@ -2,19 +2,18 @@
 
 A kernel of a 16-bit type or TF32 rounds the operands of its products and what it stores. A reference that ran freely
 would sooner or later round the other way and part from it. So each step starts here from what the kernel itself stored,
-and its results must be right roundings of numbers that lie within ``TOLERANCE`` of the exact ones.
+and its results must be right roundings of numbers that lie within ``ROUNDED`` of the exact ones.
 """
 
 from __future__ import annotations
 
 import torch
+from tolerances import ROUNDED
 from torch import Tensor
 
 from fusedrnn.reference import _cut_before
 
 from .layer import GATES, PLANES, Call, Device
-
-TOLERANCE = 1e-6  # float32 sums of some hundred terms, relative to the largest where that is above 1
 
 
 def operand(x: Tensor, tf32: bool) -> Tensor:
@@ -26,8 +25,8 @@ def operand(x: Tensor, tf32: bool) -> Tensor:
 
 
 class Check:
-    def __init__(self, call: Call, gates_x: Tensor | None, device: Device):
-        self.call, self.a, self.gates_x, self.device = call, call.arrays, gates_x, device
+    def __init__(self, call: Call, device: Device):
+        self.call, self.a, self.device = call, call.arrays, device
         self.T, self.N, self.R, _, self.H, self.P, self.D = call.sizes
         offsets = self.a.get("offsets")
         self.starts = offsets.tolist() if offsets is not None else [t * self.N for t in range(self.T + 1)]
@@ -36,7 +35,7 @@ class Check:
 
     def near(self, name: str, found: Tensor, exact: Tensor) -> None:
         exact = exact.reshape(found.shape)
-        slack = TOLERANCE * exact.abs().max().clamp_min(1) if exact.numel() else 0
+        slack = ROUNDED * exact.abs().max().clamp_min(1) if exact.numel() else 0
         low, high = (exact - slack).to(found.dtype), (exact + slack).to(found.dtype)
         wrong = ~((low <= found) & (found <= high))  # NaN is wrong
         if wrong.any():
@@ -107,7 +106,7 @@ class Check:
             n, rows, alive = self.sizes[t], self.rows(t), self.alive(t)
             h_prev = before[t][0]
             r = self.operand(h_prev) @ w_hh.T + (0 if b_hh is None else b_hh.double())
-            x = self.gates_x[d, rows].double().view(n, -1, self.H)[:, :G]
+            x = self.call.gates_x[d, rows].double().view(n, -1, self.H)[:, :G]
             state = [h_prev if w_hr is None else torch.zeros(n, self.H, dtype=torch.float64)]
             if lstm:
                 c_before = c[:n]
