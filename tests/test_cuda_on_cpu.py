@@ -126,7 +126,7 @@ def recorded(tmp_path_factory):
     return files
 
 
-@pytest.mark.parametrize("policy", ["round-robin", "priority"])
+@pytest.mark.parametrize("policy", ["random", "priority"])  # which run few blocks at a time
 @pytest.mark.parametrize("mode", ["asan", "tsan"])
 def test_sanitizers_find_nothing(recorded, mode, policy):
     program = cases.replay(mode)

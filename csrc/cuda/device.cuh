@@ -28,7 +28,8 @@
 namespace fusedrnn::device {
 
 // Cuts dynamic shared memory into arrays. The same function of a kernel does it on the host, with a null base, to learn
-// the bytes, and on the device to learn the pointers.
+// the bytes, and on the device to learn the pointers. What lies in an array's place is a pointer into that array, never
+// one of a second carver: see red_zone.
 class Carver {
  public:
   FUSEDRNN_FN explicit Carver(unsigned char* base) : base_(base) {}

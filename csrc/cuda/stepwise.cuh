@@ -20,11 +20,13 @@ struct StepShared {
 
   FUSEDRNN_FN static int weight_chunk(const Tiling& tiling) { return Stage::kTiles * tiling.units() * kLd; }
   FUSEDRNN_FN size_t carve(unsigned char* base, const Tiling& tiling) {
-    device::Carver chunks(base), meeting(base);
-    weights = chunks.take<Operand>(2 * weight_chunk(tiling));
-    panel = chunks.take<Operand>(2 * kPanelChunk);
-    sums = meeting.take<Sum>(Meeting<Stage::kTiles, N, Sum>::count(tiling.groups));
-    return chunks.bytes() > meeting.bytes() ? chunks.bytes() : meeting.bytes();
+    const size_t chunks = 2 * (weight_chunk(tiling) + kPanelChunk);
+    const size_t meeting = Meeting<Stage::kTiles, N, Sum>::count(tiling.groups) * sizeof(Sum) / sizeof(Operand);
+    device::Carver carver(base);
+    weights = carver.take<Operand>(chunks > meeting ? chunks : meeting);
+    panel = weights + 2 * weight_chunk(tiling);
+    sums = reinterpret_cast<Sum*>(weights);
+    return carver.bytes();
   }
 };
 

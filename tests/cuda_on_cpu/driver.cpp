@@ -127,9 +127,8 @@ const char* run_layer(int cell, int type, int tf32, const char* tier, int backwa
   emulator::clear_report();
   int error = 0;
   try {
-    error = with_type<DRIVER_TYPES>(type, [&](auto value) {
-      return run<decltype(value)>(kind, tf32, tier, backward, shape, arrays, &plan_text);
-    });
+    error = with_type<DRIVER_TYPES>(
+        type, [&](auto value) { return run<decltype(value)>(kind, tf32, tier, backward, shape, arrays, &plan_text); });
   } catch (const std::invalid_argument& refusal) {
     error_text = refusal.what();
     return error_text.c_str();
