@@ -180,11 +180,12 @@ class Extension:
         def like(name):
             return None if call.arrays[name] is None else torch.full_like(call.arrays[name], torch.nan)
 
+        shifted = all(call.arrays.get(name) is None for name in ("offsets", "lengths", "reset"))  # as in bindings.cpp
         return self._run(
             call,
             {
                 "dgates": empty(D, R, PLANES[mode], H),
-                "h_prev": empty(D, R, P),
+                "h_prev": None if shifted else empty(D, R, P),
                 "dh_steps": empty(D, R, P) if H != P else None,
                 "dh0": like("h0"),
                 "dc0": like("c0"),

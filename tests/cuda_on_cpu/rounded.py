@@ -146,7 +146,8 @@ class Check:
             n, rows, alive, cut = self.sizes[t], self.rows(t), self.alive(t), self.cut(t, d)
             at = f"step {t}, direction {d}: "
             h_prev, c_prev = before[t]
-            self.equal(at + "h_prev", a["h_prev"][d, rows], h_prev.where(alive, 0))
+            if a["h_prev"] is not None:
+                self.equal(at + "h_prev", a["h_prev"][d, rows], h_prev.where(alive, 0))
             dh_step = dh[:n] + (0 if dy is None else dy[rows])
             if w_hr is not None:
                 self.near(at + "dh_steps", a["dh_steps"][d, rows], dh_step.where(alive, 0))
