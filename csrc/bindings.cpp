@@ -85,6 +85,14 @@ class Layer {
     take_weights(weights, count);
   }
 
+  void regularise(const optional<Tensor>& h_mask, const optional<Tensor>& zone_h, const optional<Tensor>& zone_c) {
+    check(x.is_cpu() || !(h_mask || zone_h || zone_c), "masks of regularised cells are for the CPU");
+    check(!zone_c || has_cell_state(), "zone_c is for a cell with c");
+    if (h_mask) this->h_mask = take(*h_mask, h0.sizes(), "h_mask");
+    if (zone_h) this->zone_h = take_zone(*zone_h, shape.projected, "zone_h");
+    if (zone_c) this->zone_c = take_zone(*zone_c, shape.hidden, "zone_c");
+  }
+
   bool has_cell_state() const { return kind == CellKind::kLstm; }
   bool projects() const { return weights[4].defined(); }
 
@@ -103,6 +111,9 @@ class Layer {
     p.c0 = pointer<T>(c0);
     p.reset_h = pointer<T>(reset_h);
     p.reset_c = pointer<T>(reset_c);
+    p.h_mask = pointer<T>(h_mask);
+    p.zone_h = zone(zone_h);
+    p.zone_c = zone(zone_c);
     return p;
   }
 
@@ -134,6 +145,16 @@ class Layer {
     return t.contiguous();
   }
 
+  // A mask of every step, or one number.
+  Tensor take_zone(const Tensor& t, int64_t width, const char* name) const {
+    return t.dim() ? take(t, sequence(width), name, at::kBool) : t.to(at::kDouble);
+  }
+
+  static Zone zone(const Tensor& t) {
+    if (!t.defined()) return {};
+    return t.dim() ? Zone{pointer<bool>(t), 0} : Zone{nullptr, *t.const_data_ptr<double>()};
+  }
+
   const CellKind kind;
   const CellSizes sizes;
   Shape shape{};
@@ -141,7 +162,7 @@ class Layer {
   Size offsets;
   Tensor device_offsets;  // on CUDA, of packed input
   bool one_step = false;  // of a cell: x [N, I] and states [N, P], without dimensions for steps and directions
-  Tensor x, h0, c0, lengths, reset, reset_h, reset_c;
+  Tensor x, h0, c0, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c;
   Tensor weights[10];  // five a direction: w_ih, w_hh, b_ih, b_hh, w_hr; absent ones undefined
 
  private:
@@ -191,8 +212,10 @@ std::vector<Tensor> scan_forward(const std::string& mode, bool training, bool c_
                                  const Tensor& h0, const optional<Tensor>& c0, const optional<Tensor>& batch_sizes,
                                  const optional<Tensor>& lengths, const optional<Tensor>& reset,
                                  const optional<Tensor>& reset_h, const optional<Tensor>& reset_c,
-                                 const std::vector<Tensor>& weights) {
+                                 const optional<Tensor>& h_mask, const optional<Tensor>& zone_h,
+                                 const optional<Tensor>& zone_c, const std::vector<Tensor>& weights) {
   Layer layer(mode, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights);
+  layer.regularise(h_mask, zone_h, zone_c);
   const Shape& s = layer.shape;
   Tensor y = layer.empty(layer.sequence(s.projected)), h_n = layer.empty(layer.h0.sizes());
   Tensor c_n, c_steps, saved, hidden;
@@ -246,10 +269,13 @@ std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, cons
                                   const optional<Tensor>& c0, const optional<Tensor>& batch_sizes,
                                   const optional<Tensor>& lengths, const optional<Tensor>& reset,
                                   const optional<Tensor>& reset_h, const optional<Tensor>& reset_c,
-                                  const std::vector<Tensor>& weights, const Tensor& y, const optional<Tensor>& c_steps,
-                                  const Tensor& saved, const optional<Tensor>& dy, const optional<Tensor>& dh_n,
-                                  const optional<Tensor>& dc_n, const optional<Tensor>& dc_steps) {
+                                  const optional<Tensor>& h_mask, const optional<Tensor>& zone_h,
+                                  const optional<Tensor>& zone_c, const std::vector<Tensor>& weights, const Tensor& y,
+                                  const optional<Tensor>& c_steps, const Tensor& saved, const optional<Tensor>& dy,
+                                  const optional<Tensor>& dh_n, const optional<Tensor>& dc_n,
+                                  const optional<Tensor>& dc_steps) {
   Layer layer(mode, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights);
+  layer.regularise(h_mask, zone_h, zone_c);
   const Shape& s = layer.shape;
   int64_t D = s.directions, R = s.packed_rows;
   auto given = [&](const optional<Tensor>& t, at::IntArrayRef size, const char* name) {
@@ -262,7 +288,7 @@ std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, cons
   Tensor dc_n_in = given(dc_n, layer.state(s.hidden), "dc_n"), dc_in = given(dc_steps, c_size, "dc_steps");
   check(!layer.has_cell_state() || c_in.defined(), "an LSTM needs c_steps");
   Tensor dgates = layer.empty({D, R, layer.sizes.grads, s.hidden}), h_prev;
-  bool shifted = !batch_sizes && !lengths && !reset;  // the state before a step is y one step earlier
+  bool shifted = !batch_sizes && !lengths && !reset && !h_mask;  // the state before a step is y one step earlier
   if (!shifted) h_prev = layer.empty({D, R, s.projected});
   Tensor dh0 = layer.empty(layer.h0.sizes()), dh_steps, dc0, dreset_h, dreset_c;
   if (layer.projects()) dh_steps = layer.empty({D, R, s.projected});

@@ -46,6 +46,15 @@ struct Weights {  // of one direction
   const T* w_hr;  // [P, H] or null
 };
 
+// Zoneout of h or c: its units keep their value in a step where `keeps` is true; without it all keep the same share of
+// their value, 0 for no zoneout.
+struct Zone {
+  const bool* keeps;  // [R, D, width] or null
+  double share;
+
+  explicit operator bool() const { return keeps || share != 0; }
+};
+
 template <class T>
 struct ScanParams {
   Shape shape;
@@ -57,6 +66,9 @@ struct ScanParams {
   const T* c0;            // [D, N, H]           LSTM only, as every c below
   const T* reset_h;       // [D, N, P] or null   state behind a cut; null stands for zeros
   const T* reset_c;       // [D, N, H] or null
+  const T* h_mask;        // [D, N, P] or null   h is multiplied by it on its way into w_hh, in every step
+  Zone zone_h;            // width P; after the projection
+  Zone zone_c;            // width H; after h was made from c
   // written by scan_forward, read by scan_backward
   T* y;        // [R, D, P]
   T* c_steps;  // [R, D, H] or null   cell state after every step; backward needs it

@@ -170,8 +170,14 @@ def episode_starts(dones: Tensor, batch_first: bool = False, first: bool | Tenso
 
         >>> output, hx = lstm(observations, hx, reset=fusedrnn.episode_starts(dones, first=dones_before))
     """
+    if not isinstance(dones, Tensor) or dones.dim() not in (1, 2):
+        raise ValueError(f"dones must be a tensor with one or two dimensions, got {describe(dones)}")
     dim = 1 if batch_first and dones.dim() > 1 else 0
     starts = dones.bool().roll(1, dim)
+    first = torch.as_tensor(first, device=dones.device)
+    rows = [] if dones.dim() == 1 else [dones.size(1 - dim)]
+    if first.dim() and list(first.shape) != rows:
+        raise ValueError(f"first must be a bool or {rows}, got {describe(first)}")
     if dones.size(dim):
-        starts.select(dim, 0).copy_(torch.as_tensor(first, device=dones.device))
+        starts.select(dim, 0).copy_(first)
     return starts

@@ -7,7 +7,7 @@ import warnings
 from torch import nn
 
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
-from .modules import FusedGRU, FusedLSTM, FusedRNN
+from .modules import REGULARISERS, FusedGRU, FusedLSTM, FusedRNN
 
 FUSED = {
     nn.LSTM: FusedLSTM,
@@ -36,7 +36,19 @@ def convert(model: nn.Module) -> nn.Module:
 
 
 def to_torch(model: nn.Module) -> nn.Module:
-    """Undoes :func:`convert`: every fused module inside ``model`` becomes its twin of torch.nn, in place."""
+    """Undoes :func:`convert`: every fused module inside ``model`` becomes its twin of torch.nn, in place.
+
+    A regularised cell is refused before anything is changed, as torch.nn would leave its masks out without a word: set
+    its rates to 0 first. ``recompute`` and ``forget_bias`` change no result; torch.nn ignores them.
+    """
+    for name, module in model.named_modules():
+        twin = TORCH.get(type(module))
+        rates = {rate: value for rate in REGULARISERS if twin and (value := getattr(module, rate, 0))}
+        if rates:
+            own = ", ".join(f"{rate}={value}" for rate, value in rates.items())
+            raise ValueError(
+                f"{name or 'the model itself'} has {own}, which torch.nn.{twin.__name__} cannot do; set it to 0 first"
+            )
     _swap(model, TORCH)
     for module in model.modules():
         if type(module) in (nn.LSTM, nn.GRU, nn.RNN):

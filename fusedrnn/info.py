@@ -8,7 +8,7 @@ import platform
 
 import torch
 
-from . import scan
+from . import kernels
 
 
 def info() -> dict[str, str]:
@@ -18,9 +18,9 @@ def info() -> dict[str, str]:
         "torch": torch.__version__,
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
     }
-    extension = scan._C
+    extension = kernels._C
     if extension is None:
-        found["extension"] = f"not in use: {scan.extension_error}"
+        found["extension"] = f"not in use: {kernels.extension_error}"
         found["kernels"] = "none; everything runs through fusedrnn.reference, correct but slow"
     else:
         found["extension"] = f"built with torch {extension.torch_version}"

@@ -60,20 +60,27 @@ def scan(
     reset: Tensor | None = None,
     reset_h: Tensor | None = None,
     reset_c: Tensor | None = None,
+    h_mask: Tensor | None = None,
+    zone_h: Tensor | None = None,
+    zone_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Same arguments and results as :func:`fusedrnn.scan.scan`."""
     if h0.dim() == 2:  # one step
         steps = scan(mode, *(None if t is None else t.unsqueeze(0) for t in (x, h0, c0)), weights)
         return tuple(None if t is None else t.squeeze(0) for t in steps)
-    rows = h0.size(1)
+    directions, rows = h0.shape[:2]
     sizes = [rows] * x.size(0) if batch_sizes is None else batch_sizes.tolist()
     packed_x = x.flatten(0, 1) if batch_sizes is None else x
     packed_reset = reset.flatten() if reset is not None else None
+    states = [[None] * directions if s is None else s.unbind() for s in (h0, c0, reset_h, reset_c, h_mask)]
+    zones = [
+        z.reshape(-1, directions, z.size(-1) // directions).unbind(1) if z is not None and z.dim() else [z] * directions
+        for z in (zone_h, zone_c)
+    ]
     runs = [
-        _run(mode, packed_x, h0[d], None if c0 is None else c0[d], w, sizes, lengths, packed_reset,
-             None if reset_h is None else reset_h[d], None if reset_c is None else reset_c[d], backwards=d == 1)
-        for d, w in enumerate(split_weights(weights, h0.size(0)))
-    ]  # fmt: skip
+        _run(mode, packed_x, w, sizes, lengths, packed_reset, *own, backwards=d == 1)
+        for d, (w, *own) in enumerate(zip(split_weights(weights, directions), *states, *zones, strict=True))
+    ]
     y, h_n, c_n, c_sequence = zip(*runs, strict=True)
     shape = x.shape[:-1]
     lstm = c0 is not None
@@ -85,7 +92,9 @@ def scan(
     )
 
 
-def _run(mode, x, h0, c0, weights, sizes, lengths, reset, reset_h, reset_c, backwards):
+def _run(
+    mode, x, weights, sizes, lengths, reset, h0, c0, reset_h, reset_c, h_mask, zone_h, zone_c, backwards
+):  # fmt: skip
     """One direction: packed rows x [R, I]; step t owns the next sizes[t] rows."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     cell = CELLS[mode]
@@ -105,9 +114,12 @@ def _run(mode, x, h0, c0, weights, sizes, lengths, reset, reset_h, reset_c, back
         if cut is not None:
             h_prev = torch.where(cut, zero_h[:n], h_prev)
             c_prev = torch.where(cut, zero_c[:n], c_prev)
-        h_t, c_t = cell(gates_x[begin : begin + n], F.linear(h_prev, w_hh, b_hh), h_prev, c_prev)
+        h_in = h_prev if h_mask is None else h_prev * h_mask[:n]
+        h_t, c_t = cell(gates_x[begin : begin + n], F.linear(h_in, w_hh, b_hh), h_prev, c_prev)
         if w_hr is not None:
             h_t = F.linear(h_t, w_hr)
+        h_t = _zone_out(zone_h, begin, h_t, h_prev)
+        c_t = _zone_out(zone_c, begin, c_t, c_prev)
         ys[t], cs[t] = h_t, c_t
         if lengths is not None:  # a finished row is frozen, and its outputs are zero
             alive = (t < lengths[:n]).unsqueeze(1)
@@ -117,6 +129,15 @@ def _run(mode, x, h0, c0, weights, sizes, lengths, reset, reset_h, reset_c, back
     y = torch.cat(ys) if ys else x.new_zeros(0, h0.size(1))
     c_sequence = torch.cat(cs) if cs else x.new_zeros(0, c.size(1))
     return y, h.clone() if h is h0 else h, c.clone() if c is c0 else c, c_sequence
+
+
+def _zone_out(zone: Tensor | None, begin: int, new: Tensor, old: Tensor) -> Tensor:
+    """Krueger et al. (2017): each unit keeps its old value where the mask is true; without dimensions: on average."""
+    if zone is None:
+        return new
+    if zone.dim():
+        return torch.where(zone[begin : begin + new.size(0)], old, new)
+    return new + zone * (old - new)
 
 
 def _cut_before(t, n, sizes, starts, lengths, reset, backwards):
@@ -131,3 +152,21 @@ def _cut_before(t, n, sizes, starts, lengths, reset, backwards):
     if lengths is not None:
         cut = cut & (step < lengths[: cut.size(0)])
     return F.pad(cut, (0, n - cut.size(0))).unsqueeze(1)
+
+
+def gradients(mode, args, weights, grads, wanted) -> list[Tensor | None]:
+    """Gradients of x, h0, c0, reset_h, reset_c and the weights where wanted, differentiable to any order.
+
+    args are those of the scan without mode and weights; grads those of its results, None where there is none.
+    """
+    # fresh views: an input that is given twice still gets one gradient for each of its places
+    inputs = [None if t is None else t.view_as(t) for t in (*args[:3], *args[6:8], *weights)]
+    x, h0, c0, reset_h, reset_c = inputs[:5]
+    outputs = scan(mode, x, h0, c0, inputs[5:], *args[3:6], reset_h, reset_c, *args[8:])
+    pairs = [(t, g) for t, g in zip(outputs, grads, strict=True) if t is not None and g is not None and t.requires_grad]
+    chosen = [t for t, want in zip(inputs, wanted, strict=True) if want]
+    if not pairs or not chosen:
+        return [None] * len(inputs)
+    outputs, grads = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, chosen, grads, create_graph=True, allow_unused=True))
+    return [next(found) if want else None for want in wanted]

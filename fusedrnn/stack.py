@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .noise import Noise, dropout
 from .scan import scan
 
 
@@ -18,13 +18,15 @@ def run(
     c0: Tensor | None,
     weights: Sequence[Tensor],
     layers: int,
-    dropout: float = 0.0,
+    dropout_rate: float = 0.0,
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
     reset_h: Tensor | None = None,
     reset_c: Tensor | None = None,
     c_sequences: int = 0,
+    noise: Noise | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, list[tuple[Tensor, Tensor | None]]]:
     """Runs all layers; each but the last hands its output, after dropout, to the next.
 
@@ -33,8 +35,10 @@ def run(
         h0, c0, reset_h, reset_c: as there, but of all layers: [L*D, N, P] and [L*D, N, H].
         weights: of all layers, one after the other, each in the order of the scan.
         layers: L.
-        dropout: probability with which an element between two layers becomes zero; 0 outside of training.
+        dropout_rate: probability with which an element between two layers becomes zero; 0 outside of training.
         c_sequences: the number of layers, counted from the last, whose cell state after every step is wanted.
+        noise: masks inside of the layers, drawn anew in every call.
+        recompute: as for the scan.
 
     Returns:
         y of the last layer, h_n [L*D, N, P], c_n [L*D, N, H] or None, and for each layer its y and its cell state
@@ -43,14 +47,18 @@ def run(
     directions, count = h0.size(0) // layers, len(weights) // layers
     h_n, c_n, sequences = [], [], []
     for layer in range(layers):
-        if layer and dropout:
-            x = F.dropout(x, dropout)
+        if layer and dropout_rate:
+            x = dropout(x, dropout_rate)
         states = (h0, c0, reset_h, reset_c)
         if layers > 1:
             states = [None if s is None else s.narrow(0, layer * directions, directions) for s in states]
+        h, c, *reset_states = states
+        own, masks = weights[layer * count : (layer + 1) * count], (None, None, None)
+        if noise is not None:
+            *masks, own = noise.masks(x, h, c, own)
         x, h, c, c_steps = scan(
-            mode, x, states[0], states[1], weights[layer * count : (layer + 1) * count],
-            batch_sizes, lengths, reset, states[2], states[3], layers - layer <= c_sequences,
+            mode, x, h, c, own, batch_sizes, lengths, reset, *reset_states, *masks,
+            layers - layer <= c_sequences, recompute,
         )  # fmt: skip
         h_n.append(h)
         c_n.append(c)

@@ -133,7 +133,8 @@ def test_the_package_works_without_its_extension_and_warns_once():
 import sys
 sys.modules["fusedrnn._C"] = None  # as if it could not be imported
 import torch
-from fusedrnn.scan import extension_error, scan
+from fusedrnn.kernels import extension_error
+from fusedrnn.scan import scan
 x, h = torch.randn(4, 2, 3), torch.zeros(1, 2, 5)
 w = torch.randn(15, 3), torch.randn(15, 5)
 y, h_n, *_ = scan("GRU", x, h, None, w)

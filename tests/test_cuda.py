@@ -11,10 +11,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_map
 from twins import every_sequence, pair, results_and_gradients
 
-from fusedrnn import reference, scan
+from fusedrnn import kernels, reference, scan
 
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or not getattr(scan._C, "cuda_version", None),
+    not torch.cuda.is_available() or not getattr(kernels._C, "cuda_version", None),
     reason="no GPU, or an extension without its CUDA part",
 )
 DEVICE = "cuda"
@@ -67,7 +67,7 @@ def run(function, args):
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("H", [19, 48])
-@pytest.mark.parametrize("mode", list(scan.GATES))
+@pytest.mark.parametrize("mode", list(kernels.GATES))
 @pytest.mark.parametrize("tier", TIERS, indirect=True)
 def test_every_tier_equals_the_reference(tier, mode, H, dtype, batch):
     given = {"N": 3, **BATCHES[batch]}

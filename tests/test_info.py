@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fusedrnn import info, scan
+from fusedrnn import info, kernels
 
 
 def run(**environment):
@@ -41,8 +41,8 @@ def test_an_instruction_set_that_does_not_exist_is_told_and_not_thrown():
 
 
 def test_without_the_extension_the_reason_is_given(monkeypatch):
-    monkeypatch.setattr(scan, "_C", None)
-    monkeypatch.setattr(scan, "extension_error", "it was built with torch 1.0")
+    monkeypatch.setattr(kernels, "_C", None)
+    monkeypatch.setattr(kernels, "extension_error", "it was built with torch 1.0")
     found = info.info()
     assert found["extension"] == "not in use: it was built with torch 1.0"
     assert "instruction set" not in found
@@ -52,7 +52,7 @@ def test_a_cuda_build_names_its_version_and_architectures(monkeypatch):
     extension = SimpleNamespace(
         torch_version="2.13.0", cuda_version=12080, cuda_archs="8.0;9.0+PTX", cpu_capability=lambda: "AVX2"
     )
-    monkeypatch.setattr(scan, "_C", extension)
+    monkeypatch.setattr(kernels, "_C", extension)
     found = info.info()
     assert found["CUDA part"] == "built with CUDA 12.8 for 8.0;9.0+PTX"
     assert found["kernels"] == "CPU and CUDA"

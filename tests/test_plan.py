@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from fusedrnn import scan
+from fusedrnn import kernels
 
 # multiprocessors, shared memory of a block, compute capability
 H100, H200 = (132, 232448, 90), (132, 232448, 90)
@@ -14,7 +14,7 @@ TILE_ROWS, GROUP = 8, 16
 
 
 def plan(device, mode="LSTM", H=256, N=16, T=512, D=1, bytes=2, backward=False, P=None, forced=""):
-    found = scan._C.plan(mode, backward, T, N, H, H if P is None else P, D, bytes, *device, forced)
+    found = kernels._C.plan(mode, backward, T, N, H, H if P is None else P, D, bytes, *device, forced)
     return dict(zip(["tier", "groups", "blocks", "row_tiles", "replicas", "shared_bytes"], found, strict=True))
 
 
@@ -51,7 +51,9 @@ def test_the_tier_of(device, given, tier):
 @pytest.mark.parametrize("name", DEVICES)
 def test_a_plan_is_never_more_than_the_device_holds(name):
     device = multiprocessors, shared_bytes, capability = DEVICES[name]
-    sizes = itertools.product(scan.GATES, (1, 19, 128, 200, 640, 1024, 3000), (1, 8, 9, 100, 5000), (1, 2), (2, 4, 8))
+    sizes = itertools.product(
+        kernels.GATES, (1, 19, 128, 200, 640, 1024, 3000), (1, 8, 9, 100, 5000), (1, 2), (2, 4, 8)
+    )
     for (mode, H, N, D, bytes), backward in itertools.product(sizes, (False, True)):
         p = plan(device, mode, H, N, D=D, bytes=bytes, backward=backward)
         assert p["shared_bytes"] <= shared_bytes

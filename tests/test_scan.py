@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 
-from fusedrnn import reference, scan
+from fusedrnn import kernels, operators, reference, scan
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-5}  # relative to the largest element
 
 
 def make_layer(mode, D, T, N, I, H, P, bias, dtype, packed=None, lengths=None, reset=False, reset_state=False):
     torch.manual_seed(0)
-    G = scan.GATES[mode]
+    G = kernels.GATES[mode]
 
     def leaf(*size):
         return torch.randn(*size, dtype=torch.float64).mul(0.5).to(dtype).requires_grad_()
@@ -37,7 +37,7 @@ def make_layer(mode, D, T, N, I, H, P, bias, dtype, packed=None, lengths=None, r
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("mode", list(scan.GATES))
+@pytest.mark.parametrize("mode", list(kernels.GATES))
 def test_outputs_and_gradients_equal_the_reference(mode, dtype):
     batches = [(None, None), ([4, 2, 2, 1], None), (None, [0, 5, 3, 2, 1, 5, 4])]
     cases = itertools.product((1, 2), (19, 70), (True, False), batches, (0, 1, 2), (False, True))
@@ -79,7 +79,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mode", list(scan.GATES))
+@pytest.mark.parametrize("mode", list(kernels.GATES))
 @pytest.mark.parametrize("name", list(SHARED))
 def test_results_do_not_depend_on_the_number_of_threads(mode, name, dtype):
     sizes = {"T": None, "I": 20, "P": SHARED[name]["H"], **SHARED[name]}
@@ -117,7 +117,7 @@ def test_results_do_not_depend_on_the_number_of_threads(mode, name, dtype):
 @pytest.mark.parametrize("isa", ["DEFAULT", "AVX2"])
 def test_other_instruction_sets_pass_the_tests_of_this_file(isa):
     ranks = ["DEFAULT", "AVX2", "AVX512"]
-    if ranks.index(isa) > ranks.index(scan._C.cpu_capability()):
+    if ranks.index(isa) > ranks.index(kernels._C.cpu_capability()):
         pytest.skip(f"this processor has no {isa}")
     command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", "threads"]
     done = subprocess.run(command, env={**os.environ, "FUSEDRNN_ISA": isa}, capture_output=True, text=True)
@@ -125,17 +125,17 @@ def test_other_instruction_sets_pass_the_tests_of_this_file(isa):
 
 
 def test_the_compiled_extension_is_in_use():
-    assert scan.extension_error is None
+    assert kernels.extension_error is None
 
 
-@pytest.mark.parametrize("mode", list(scan.GATES))
+@pytest.mark.parametrize("mode", list(kernels.GATES))
 @pytest.mark.parametrize(
     "options", [{}, {"packed": [4, 2, 2, 1]}, {"lengths": [3, 0, 5], "reset": True, "reset_state": True}]
 )
 def test_operators_pass_opcheck_and_gradients_of_both_orders(mode, options):
     args = make_layer(mode, 2, 5, 3, 5, 6, 6, True, torch.float64, **options)
     mode, x, h0, c0, weights, *masks = args
-    torch.library.opcheck(scan.scan_forward, (mode, True, True, x, h0, c0, *masks, weights))
+    torch.library.opcheck(operators.scan_forward, (mode, True, True, x, h0, c0, *masks, None, None, None, weights))
 
     def run(x, h0, *weights):
         return [t for t in scan.scan(mode, x, h0, c0, weights, *masks) if t is not None]

@@ -120,10 +120,18 @@ class Backward {
       int64_t n = live[m], emitted = (offset + n) * s.projected + share.out;
       S* own = dh + (d * s.rows + n) * P_ + share.out;
       if (g.dy) add_row(own, g.dy + (walk.row(t, n) * s.directions + d) * s.projected + share.out, outs);
-      if (g.h_prev) copy(g.h_prev + emitted, walk.h_before(t, n) + share.out, outs);
+      if (g.h_prev && p.h_mask)
+        multiply_row<S>(g.h_prev + emitted, walk.h_before(t, n) + share.out, mask(d, n) + share.out, outs);
+      else if (g.h_prev)
+        copy(g.h_prev + emitted, walk.h_before(t, n) + share.out, outs);
       if (projects) {
-        narrow_row(g.dh_steps + emitted, own, outs);
-        zero(own, padded<S>(outs));
+        int64_t place = (walk.row(t, n) * s.directions + d) * s.projected + share.out;
+        for (int64_t j = 0; j < outs; j += V::kLanes) {
+          V past = V(0), total = V::load(own + j);
+          if (p.zone_h) lead_past(p.zone_h, place + j, outs - j, &total, &past);
+          total.store(g.dh_steps + emitted + j, outs - j);
+          past.store(own + j);
+        }
         rows[m] = g.dh_steps + (offset + n) * s.projected;
       }
     }
@@ -161,6 +169,8 @@ class Backward {
     T* dgates = g.dgates + (d * s.packed_rows + r) * Q * s.hidden;
     S* dh_row = projects ? dhidden + own * H_ : dh + own * P_;
     S* dc_row = dc + own * H_;
+    int64_t place = r * s.directions + d;
+    bool zone_h = p.zone_h && !projects;
     for (int64_t j = share.unit; j < share.unit_end; j += V::kLanes) {
       int64_t left = s.hidden - j;
       V keep[A], prev[2], ds[2], dgate[Q];
@@ -172,13 +182,27 @@ class Backward {
         ds[1] = V::load(dc_row + j);
         if (dc_step) ds[1] = ds[1] + V::load(dc_step + j, left);
       }
+      V past[2] = {V(0), V(0)};
+      if (zone_h) lead_past(p.zone_h, place * s.projected + j, left, ds, past);
+      if (kHasCell && p.zone_c) lead_past(p.zone_c, place * s.hidden + j, left, ds + 1, past + 1);
       Cell::backward(keep, prev, ds, dgate);
+      if (zone_h) ds[0] = ds[0] + past[0];
+      if (kHasCell && p.zone_c) ds[1] = ds[1] + past[1];
       ds[0].store(dh_row + j);
       if constexpr (kHasCell) ds[1].store(dc_row + j);
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q) dgate[q].store(dgates + q * s.hidden + j, left);
     }
   }
+
+  // What zoneout leads past the cell to the state before, and what is left for the cell.
+  static void lead_past(const Zone& zone, int64_t at, int64_t lanes, V* ds, V* past) {
+    V share = share_kept<S>(zone, at, lanes);
+    *past = blend(share, *ds, V(0));
+    *ds = blend(share, V(0), *ds);
+  }
+
+  const T* mask(int d, int64_t n) const { return p.h_mask + (d * s.rows + n) * s.projected; }
 
   // dh += dr @ W_hh. dr is the first G-1 planes of dgates and its last one.
   void through_w_hh(const Share& share, bool backwards, int64_t count, const int64_t* live, const T** rows, const S** a,
@@ -195,8 +219,11 @@ class Backward {
           multiply<S>(block_rows, columns, last, s.hidden, panel + lead * padded<S>(columns), tile, kPanel<S>, tile,
                       kPanel<S>);
         }
-        for (int64_t b = 0; b < block_rows; ++b)
-          add_row(dh + (share.d * s.rows + live[m + b]) * P_ + j, tile + b * kPanel<S>, columns);
+        for (int64_t b = 0; b < block_rows; ++b) {
+          S* own = tile + b * kPanel<S>;
+          if (p.h_mask) multiply_row<S>(own, own, mask(share.d, live[m + b]) + j, columns);
+          add_row(dh + (share.d * s.rows + live[m + b]) * P_ + j, own, columns);
+        }
       });
     });
   }

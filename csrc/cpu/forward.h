@@ -111,6 +111,7 @@ class Forward {
     Buffer<const S*> a(room);
     Buffer<S> wide(kWidens<T, S> ? room * padded<S>(longest) : 0);
     Buffer<S> gates_x(room * G * width), gates_r(kBlockRows * G * kPanel<S>);
+    Buffer<S> masked(p.h_mask ? count * padded<S>(s.projected) : 0);
     for (int64_t n = share.row; kHasCell && n < share.row_end; ++n)
       widen_row(c + (d * s.rows + n) * H_ + share.unit, p.c0 + (d * s.rows + n) * s.hidden + share.unit,
                 share.unit_end - share.unit);
@@ -132,7 +133,7 @@ class Forward {
                first[live].index >= p.batch.offsets[t])
           ++live;
         if (i > 0) share.meet_if_units_are_split();
-        take_step(share, walk, t, live, first, h, a, wide, gates_r);
+        take_step(share, walk, t, live, first, h, a, wide, masked, gates_r);
         first += live;
       }
     }
@@ -166,7 +167,7 @@ class Forward {
   }
 
   void take_step(const Share& share, const Walk<T>& walk, int64_t t, int64_t live, const Row* rows, const T** h,
-                 const S** a, S* wide, S* gates_r) {
+                 const S** a, S* wide, S* masked, S* gates_r) {
     int d = share.d;
     int64_t units = share.unit_end - share.unit;
     for (int64_t m = 0; m < live; ++m) {
@@ -180,6 +181,11 @@ class Forward {
       }
     }
     widen_rows<T, S>(live, s.projected, h, wide, a);
+    for (int64_t m = 0; p.h_mask && m < live; ++m) {
+      S* row = masked + m * padded<S>(s.projected);
+      multiply_row<S>(row, a[m], p.h_mask + (d * s.rows + rows[m].n) * s.projected, s.projected);
+      a[m] = row;
+    }
     for_panels<S>(share.unit, share.unit_end, t % 2, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
         for (int g = 0; g < G; ++g)
@@ -192,7 +198,7 @@ class Forward {
         }
       });
     });
-    if (projects) project_hidden(share, live, rows, h, a, wide, gates_r);
+    if (projects) project_hidden(share, walk, t, live, rows, h, a, wide, gates_r);
   }
 
   // The cell, for units j0 .. j0 + columns of one row.
@@ -201,7 +207,9 @@ class Forward {
     int d = share.d;
     int64_t width = padded<S>(share.unit_end - share.unit);
     T* saved = p.saved ? p.saved + (d * s.packed_rows + row.index) * A * s.hidden : nullptr;
-    T* c_step = p.c_steps ? p.c_steps + (row.index * s.directions + d) * s.hidden : nullptr;
+    int64_t place = row.index * s.directions + d;
+    T* c_step = p.c_steps ? p.c_steps + place * s.hidden : nullptr;
+    bool zone_h = p.zone_h && !projects;
     for (int64_t v = 0; v < columns; v += V::kLanes) {
       int64_t j = j0 + v, n = s.hidden - j;
       V x[G], r[G], state[2], keep[A];
@@ -214,7 +222,10 @@ class Forward {
         state[1] = V::load(c + j);
       else
         state[0] = V::load(h + j, n);
+      V c_before = kHasCell ? state[1] : V(0);
       Cell::forward(x, r, state, keep);
+      if (zone_h) state[0] = blend(share_kept<S>(p.zone_h, place * s.projected + j, n), V::load(h + j, n), state[0]);
+      if (kHasCell && p.zone_c) state[1] = blend(share_kept<S>(p.zone_c, place * s.hidden + j, n), c_before, state[1]);
       state[0].store(out + j, n);
       if constexpr (kHasCell) {
         state[1].store(c + j);
@@ -230,7 +241,8 @@ class Forward {
     return p.hidden ? p.hidden + (d * s.packed_rows + row.index) * s.hidden : hidden + (d * s.rows + row.n) * s.hidden;
   }
 
-  void project_hidden(const Share& share, int64_t live, const Row* rows, const T** h, const S** a, S* wide, S* tile) {
+  void project_hidden(const Share& share, const Walk<T>& walk, int64_t t, int64_t live, const Row* rows, const T** h,
+                      const S** a, S* wide, S* tile) {
     int d = share.d;
     share.meet_if_units_are_split();
     for (int64_t m = 0; m < live; ++m) h[m] = hidden_row(d, rows[m]);
@@ -239,8 +251,15 @@ class Forward {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
         multiply<S>(block_rows, columns, a + m, s.hidden, w_hr + (d * P_ + j) * s.hidden, zero_bias, 0, tile,
                     kPanel<S>);
-        for (int64_t b = 0; b < block_rows; ++b)
-          narrow_row(p.y + (rows[m + b].index * s.directions + d) * s.projected + j, tile + b * kPanel<S>, columns);
+        for (int64_t b = 0; b < block_rows; ++b) {
+          int64_t at = (rows[m + b].index * s.directions + d) * s.projected + j;
+          S* fresh = tile + b * kPanel<S>;
+          const T* old = p.zone_h ? walk.h_before(t, rows[m + b].n) + j : nullptr;
+          for (int64_t v = 0; old && v < columns; v += V::kLanes)
+            blend(share_kept<S>(p.zone_h, at + v, columns - v), V::load(old + v, columns - v), V::load(fresh + v))
+                .store(fresh + v);
+          narrow_row(p.y + at, fresh, columns);
+        }
       });
     });
   }

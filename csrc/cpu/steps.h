@@ -44,6 +44,24 @@ FUSEDRNN_FN void add_row(S* to, const T* from, int64_t count) {
     (Vec<S>::load(to + j) + Vec<S>::load(from + j, count - j)).store(to + j);
 }
 
+// to = a * b, in arithmetic of type S.
+template <class S, class A, class B, class To>
+FUSEDRNN_FN void multiply_row(To* to, const A* a, const B* b, int64_t count) {
+  for (int64_t j = 0; j < count; j += Vec<S>::kLanes)
+    (Vec<S>::load(a + j, count - j) * Vec<S>::load(b + j, count - j)).store(to + j, count - j);
+}
+
+// The share of its old value that each lane keeps in a step; `at` is the first lane's place in the mask.
+template <class S>
+FUSEDRNN_FN Vec<S> share_kept(const Zone& zone, int64_t at, int64_t lanes) {
+  return zone.keeps ? Vec<S>::load(zone.keeps + at, lanes) : Vec<S>(static_cast<S>(zone.share));
+}
+// Selected where the share is 0 or 1, never multiplied.
+template <class V>
+FUSEDRNN_FN V blend(V share, V old, V fresh) {
+  return where(V(1) <= share, old, where(share <= V(0), fresh, fresh + share * (old - fresh)));
+}
+
 // One direction's walk through time. "Before" and "after" are meant along the walk: direction 1 goes T-1 .. 0.
 template <class T>
 struct Walk {

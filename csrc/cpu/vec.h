@@ -68,11 +68,13 @@ struct Register<float> {
   FUSEDRNN_REGISTER(int32_t, Bits, FUSEDRNN_VECTOR_BYTES);
   FUSEDRNN_REGISTER(uint32_t, Unsigned, FUSEDRNN_VECTOR_BYTES);
   FUSEDRNN_REGISTER(uint16_t, Half, FUSEDRNN_VECTOR_BYTES / 2);
+  FUSEDRNN_REGISTER(uint8_t, Bytes, FUSEDRNN_VECTOR_BYTES / 4);
 };
 template <>
 struct Register<double> {
   FUSEDRNN_REGISTER(double, Raw, FUSEDRNN_VECTOR_BYTES);
   FUSEDRNN_REGISTER(int64_t, Bits, FUSEDRNN_VECTOR_BYTES);
+  FUSEDRNN_REGISTER(uint8_t, Bytes, FUSEDRNN_VECTOR_BYTES / 8);
 };
 #undef FUSEDRNN_REGISTER
 
@@ -162,6 +164,10 @@ FUSEDRNN_FN Vec<S> Vec<S>::load(const T* p) {
   Vec out;
   if constexpr (std::is_same_v<T, S>) {
     std::memcpy(&out.v, p, sizeof out.v);
+  } else if constexpr (std::is_same_v<T, bool>) {
+    typename Register<S>::Bytes bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+    out.v = __builtin_convertvector(bytes, Raw);
   } else if constexpr (std::is_same_v<T, bfloat16>) {
     using Unsigned = typename Register<S>::Unsigned;
     typename Register<S>::Half bits;

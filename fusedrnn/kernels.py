@@ -1,0 +1,196 @@
+"""The compiled kernels, and what PyTorch adds to them: the only door to the extension.
+
+``args`` of a layer are always x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h and zone_c of
+:func:`fusedrnn.scan.scan`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
+
+
+def _load_extension():
+    """Returns the compiled extension and None, or None and the reason why it cannot be used."""
+    try:
+        from . import _C
+    except ImportError as error:
+        return None, f"it cannot be imported ({error})"
+    if _C.torch_version != torch.__version__:
+        return None, f"it was built with torch {_C.torch_version}, but torch {torch.__version__} is installed"
+    return _C, None
+
+
+_C, extension_error = _load_extension()
+if extension_error:
+    warnings.warn(
+        f"fusedrnn runs without its compiled extension, correct but slow: {extension_error}. "
+        "To build it: pip install --no-build-isolation --force-reinstall --no-deps fusedrnn",
+        stacklevel=2,
+    )
+
+
+def forward(mode: str, training: bool, c_sequence: bool, args: Sequence[Tensor | None], weights: Sequence[Tensor]):
+    """Returns y, h_n, c_n, c of every step, saved, hidden: the last two only if training, c only of an LSTM."""
+    return _C.scan_forward(mode, training, c_sequence, *args, weights)
+
+
+def projected_weight(weights: Sequence[Tensor], directions: int) -> bool:
+    """Does the layer have w_hr?"""
+    return len(weights) // directions % 2 == 1
+
+
+def gradients(mode, args, weights, y, c_steps, saved, hidden, grads, wanted) -> list[Tensor | None]:
+    """Gradients of x, h0, c0, reset_h, reset_c and the weights, each None where not wanted.
+
+    Without ``saved`` the gates are made again first.
+    """
+    with _rnn_precision(args[0]):
+        if saved is None:
+            saved, hidden = _rebuild(mode, args, weights, y, c_steps)
+        return _gradients(mode, args, weights, y, c_steps, saved, hidden, grads, wanted)
+
+
+def _gradients(mode, args, weights, y, c_steps, saved, hidden, grads, wanted) -> list[Tensor | None]:
+    """The kernel emits the gate gradients of every step; every sum over steps is one GEMM here."""
+    x, h0 = args[:2]
+    dgates, h_prev, dh_steps, dh0, dc0, dreset_h, dreset_c = _C.scan_backward(
+        mode, *args, weights, y, c_steps, saved, *grads
+    )
+    dtype, (directions, rows) = x.dtype, dgates.shape[:2]
+    count, gates = len(weights) // directions, GATES[mode]
+    width = weights[0].size(0)  # G*H
+    lead, last = width - width // gates, dgates[0, 0].numel() if rows else width
+    if x.is_cpu and dtype.itemsize == 2 and not _multiplies_halves():
+        x, y, h0, dgates = x.float(), y.float(), h0.float(), dgates.float()
+    h0 = h0.reshape(directions, *h0.shape[-2:])
+    x, y = x.reshape(rows, x.size(-1)), y.reshape(rows, directions, h0.size(-1))
+    dx, dweights = None, []
+    for d in range(directions):
+        planes = dgates[d].flatten(1)  # [R, Q*H]
+        dgates_x = planes[:, :width]
+        # dr is the same as dx but for its last gate, which is the last plane
+        parts = [dgates_x] if last == width else [planes[:, :lead], planes[:, last - width // gates :]]
+        want = iter(wanted[5 + d * count : 5 + (d + 1) * count])
+        if wanted[0]:
+            w_ih = weights[d * count].to(x.dtype)
+            dx = dgates_x @ w_ih if dx is None else dx.addmm_(dgates_x, w_ih)
+        dweights.append(dgates_x.t() @ x if next(want) else None)
+        dweights.append(
+            _concatenate(_times_state_before(part, h_prev, y, h0, d) for part in parts) if next(want) else None
+        )
+        if count >= 4:
+            db_ih = dgates_x.sum(0)
+            dweights.append(db_ih if next(want) else None)
+            db_hh = db_ih.clone() if last == width else _concatenate(part.sum(0) for part in parts)
+            dweights.append(db_hh if next(want) else None)
+        if projected_weight(weights, directions):
+            dweights.append(dh_steps[d].to(x.dtype).t() @ hidden[d].to(x.dtype) if next(want) else None)
+    dstates = (dh0, dc0, dreset_h, dreset_c)
+    dx = dx.view(args[0].shape) if dx is not None else None
+    found = [dx, *(t if want else None for t, want in zip(dstates, wanted[1:5], strict=True)), *dweights]
+    return [None if t is None else t.to(dtype) for t in found]
+
+
+@functools.cache
+def _multiplies_halves() -> bool:
+    """Does this processor multiply 16-bit floats faster than float32? Those of x86 do with AMX; with AVX-512 alone, two
+    cores reach 171 GFLOP/s in bfloat16 and 335 in float32.
+    """
+    return torch.cpu._is_amx_tile_supported() or not torch.cpu._is_avx2_supported()
+
+
+def _times_state_before(dr: Tensor, h_prev: Tensor | None, y: Tensor, h0: Tensor, d: int) -> Tensor:
+    """dr^T [.., R] times the hidden state before each step: h_prev [D, R, P], or else y [R, D, P] one step earlier."""
+    if h_prev is not None:
+        return dr.t() @ h_prev[d].to(dr.dtype)
+    rows = dr.size(0)
+    n = min(h0.size(1), rows)
+    if d == 0:
+        first, later, earlier = dr[:n], dr[n:], y[: rows - n, d]
+    else:
+        first, later, earlier = dr[rows - n :], dr[: rows - n], y[n:, d]
+    return (first.t() @ h0[d, :n]).addmm_(later.t(), earlier)
+
+
+def _concatenate(parts) -> Tensor:
+    first, *rest = parts
+    return torch.cat([first, *rest]) if rest else first
+
+
+def _rnn_precision(x: Tensor):
+    """GEMMs of float32 on CUDA obey torch.backends.cudnn.rnn.fp32_precision, as those of torch.nn's layers do."""
+    if not x.is_cuda or x.dtype != torch.float32:
+        return contextlib.nullcontext()
+    wanted = torch.backends.cudnn.rnn.fp32_precision
+    if torch.backends.cuda.matmul.fp32_precision == wanted:
+        return contextlib.nullcontext()
+    return _matmul_precision(wanted)
+
+
+@contextlib.contextmanager
+def _matmul_precision(wanted: str):
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = wanted
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def _rebuild(mode, args, weights, y, c_steps) -> tuple[Tensor, Tensor | None]:
+    """``saved`` and ``hidden`` from the states alone: all rows take one step, each from the state it had before it."""
+    x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask = args[:9]
+    rows, index = _rows_before(h0, x, batch_sizes, lengths, reset)
+    h = _gather(index, y, h0, reset_h)
+    if h_mask is not None:
+        h = h * h_mask[:, rows]
+    c = _gather(index, c_steps, c0, reset_c) if c0 is not None else None
+    one_step = (x.reshape(1, -1, x.size(-1)), h, c, *[None] * 8)
+    return forward(mode, True, False, one_step, weights)[4:]
+
+
+def _gather(index: Tensor, steps: Tensor, initial: Tensor, reset: Tensor | None) -> Tensor:
+    """The state before each step, [D, R, P], from the one after each step, [R, D, P], and the two it may start from."""
+    directions, _, width = initial.shape
+    steps = steps.reshape(-1, directions, width)
+    reset = torch.zeros_like(initial) if reset is None else reset
+    return torch.stack([torch.cat([steps[:, d], initial[d], reset[d]])[index[d]] for d in range(directions)])
+
+
+def _rows_before(h0, x, batch_sizes, lengths, reset) -> tuple[Tensor, list[Tensor]]:
+    """The batch row n of each of the R rows, and per direction the place of the state before it.
+
+    Places 0 .. R-1 are the states after those rows, the N behind them the initial and the last N the reset states.
+    """
+    N = h0.size(1)
+    sizes = torch.full((x.size(0),), N) if batch_sizes is None else batch_sizes
+    T, R = sizes.numel(), x.numel() // x.size(-1)
+    ends = sizes.cumsum(0)
+    t = torch.repeat_interleave(torch.arange(T), sizes, output_size=R)
+    n = torch.arange(R) - (ends - sizes)[t]
+    sizes, ends, t, n = (s.to(x.device) for s in (sizes, ends, t, n))
+    index = []
+    for d in range(h0.size(0)):
+        step = t + 1 if d else t - 1
+        exists = (step >= 0) & (step < T)
+        step = step.clamp(0, T - 1)
+        exists &= n < sizes[step]
+        if lengths is not None:
+            exists &= step < lengths[n]
+        before = torch.where(exists, (ends - sizes)[step] + n, R + n)
+        if reset is not None:
+            mask = reset.flatten()
+            cut = exists & mask[torch.where(exists, before, 0)] if d else mask
+            before = torch.where(cut, R + N + n, before)
+        index.append(before)
+    return n, index

@@ -1,0 +1,80 @@
+"""Random masks of a training call: dropout between layers and the regularised cells.
+
+All come from torch's generator, and from one function that a compiled graph keeps as one opaque node, with the layer's
+input as its argument: nodes cannot change places or be merged, and the same seed gives the same masks everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Noise(NamedTuple):
+    """What a call of the stack does at random; see :class:`fusedrnn.FusedLSTM`."""
+
+    recurrent_dropout: float
+    zoneout_h: float
+    zoneout_c: float
+    weight_drop: float
+    training: bool
+
+    def masks(self, x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor]):
+        """h_mask, zone_h and zone_c of :func:`fusedrnn.scan.scan` for one layer, and its weights with some dropped."""
+        zones = [None if s is None else z for s, z in ((h0, self.zoneout_h), (c0, self.zoneout_c))]
+        if not self.training:
+            means = [torch.tensor(z, dtype=torch.float64, device="cpu") if z else None for z in zones]
+            return None, *means, weights
+        directions = h0.size(0)
+        steps = x.new_empty((), dtype=torch.bool).expand(x.shape[:-1])
+        w_hh = range(1, len(weights), len(weights) // directions)
+        wanted = [(h0, self.recurrent_dropout)]
+        for s, z in zip((h0, c0), zones, strict=True):
+            wanted.append((None if s is None else steps.unsqueeze(-1).expand(*steps.shape, directions * s.size(2)), z))
+        wanted += [(weights[i], self.weight_drop) for i in w_hh]
+        drawn = iter(draw(x, [t for t, p in wanted if p], [p for _, p in wanted if p]))
+        h_mask, zone_h, zone_c, *kept = (next(drawn) if p else None for _, p in wanted)
+        if self.weight_drop:
+            weights = list(weights)
+            for i, mask in zip(w_hh, kept, strict=True):
+                weights[i] = weights[i] * mask
+        return h_mask, zone_h, zone_c, weights
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """As torch.nn.functional.dropout in training; on the CPU with the same numbers."""
+    return x * draw(x, [x], [p])[0]
+
+
+def draw(after: Tensor, like: list[Tensor], rates: list[float]) -> list[Tensor]:
+    """A mask like each of ``like``: true with probability ``rate``, or as a float, 0 with that and else 1 / (1 - rate).
+
+    after: what must have been computed before, so that a graph draws in the order of the layers.
+    """
+    if torch.compiler.is_compiling():
+        return _draw_in_graph(after.detach(), [t.detach() for t in like], rates)
+    return _draw(after, like, rates)
+
+
+def _draw(after: Tensor, like: list[Tensor], rates: list[float]) -> list[Tensor]:
+    masks = []
+    for t, rate in zip(like, rates, strict=True):
+        mask = torch.empty_like(t, requires_grad=False)
+        if t.dtype == torch.bool:
+            masks.append(mask.bernoulli_(rate))
+        else:
+            masks.append(mask.bernoulli_(1 - rate).div_(1 - rate) if rate < 1 else mask.zero_())
+    return masks
+
+
+_draw_in_graph = torch.library.custom_op(
+    "fusedrnn::draw", _draw, mutates_args=(), tags=torch.Tag.nondeterministic_seeded
+)
+
+
+@_draw_in_graph.register_fake
+def _(after, like, rates):
+    return [torch.empty_like(t, requires_grad=False) for t in like]
