@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from tolerances import EXACT, distance
 
-from fusedrnn import reference, scan
+from fusedrnn import kernels, reference
 
 from . import build
 from .layer import GATES, POLICIES, Device, EmulatorError, Extension
 from .rounded import Check
+
+UNMASKED = (None, None, None)  # regularised cells are for the CPU
 
 SCHEDULES = [(policy, seed) for policy in POLICIES for seed in (1, 2, 3)]
 
@@ -72,7 +74,7 @@ def make_calls(case: Case, device: Device, args: tuple) -> tuple[Extension, list
     """Runs a case forward and backward; returns the calls that were made and what is wrong with their results."""
     mode, x, h0, c0, weights, *masks = args
     extension = Extension(device, case.tier, case.dtype == "tf32")
-    forward = extension.scan_forward(mode, True, True, x, h0, c0, *masks, weights)
+    forward = extension.scan_forward(mode, True, True, x, h0, c0, *masks, *UNMASKED, weights)
     y, h_n, c_n, c_steps, saved, hidden = forward
     random = torch.Generator().manual_seed(1)
     grads = [
@@ -82,7 +84,7 @@ def make_calls(case: Case, device: Device, args: tuple) -> tuple[Extension, list
         for name, t in [("dy", y), ("dh_n", h_n), ("dc_n", c_n), ("dc_steps", c_steps)]
     ]
     if case.dtype not in EXACT:
-        extension.scan_backward(mode, x, h0, c0, *masks, weights, y, c_steps, saved, *grads)
+        extension.scan_backward(mode, x, h0, c0, *masks, *UNMASKED, weights, y, c_steps, saved, *grads)
         first, second = extension.calls
         return extension, Check(first, device).forward() + Check(second, device).backward()
     return extension, compare(case, extension, args, forward, grads)
@@ -91,12 +93,14 @@ def make_calls(case: Case, device: Device, args: tuple) -> tuple[Extension, list
 def compare(case: Case, extension: Extension, args: tuple, forward: list, grads: list) -> list[str]:
     """Outputs and gradients of everything beside those of the reference in float64."""
     mode, x, h0, c0, weights, *masks = args
-    compiled, scan._C = scan._C, extension
+    compiled, kernels._C = kernels._C, extension
     try:
         wanted = [t is not None for t in (x, h0, c0, *masks[3:], *weights)]
-        gradients = scan._gradients(mode, (x, h0, c0, *masks), weights, forward, grads, wanted)
+        gradients = kernels.gradients(
+            mode, (x, h0, c0, *masks, *UNMASKED), weights, forward[0], *forward[3:], grads, wanted
+        )
     finally:
-        scan._C = compiled
+        kernels._C = compiled
 
     def exact(t):
         return t.detach().double().requires_grad_() if isinstance(t, torch.Tensor) and t.is_floating_point() else t
@@ -126,7 +130,7 @@ def run(case: Case, device: Device, schedules: list[tuple[str, int]] = SCHEDULES
         extension, complaints = make_calls(case, device, args)
         mode, x, h0, c0, weights, *masks = args
         inference = Extension(device, case.tier, case.dtype == "tf32")
-        inference.scan_forward(mode, False, False, x, h0, c0, *masks, weights)
+        inference.scan_forward(mode, False, False, x, h0, c0, *masks, *UNMASKED, weights)
         forward = inference.calls[0]
         complaints += [f"without gradients, {name} is another" for name in forward.changed(extension.calls[0])]
         for schedule in schedules[1:]:

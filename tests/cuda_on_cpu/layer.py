@@ -117,7 +117,22 @@ class Extension:
         self.calls: list[Call] = []
 
     def _call(
-        self, backward, mode, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights, **given: Tensor | None
+        self,
+        backward,
+        mode,
+        x,
+        h0,
+        c0,
+        batch_sizes,
+        lengths,
+        reset,
+        reset_h,
+        reset_c,
+        h_mask,
+        zone_h,
+        zone_c,
+        weights,
+        **given: Tensor | None,
     ) -> Call:
         D, N, P = h0.shape
         H = weights[0].size(0) // GATES[mode]
