@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedrnn.scan import GATES
+from fusedrnn.kernels import GATES
 
 POLICIES = ["round-robin", "reverse", "random", "priority"]
 CELLS = list(GATES)  # in the order of CellKind
