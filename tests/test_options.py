@@ -38,6 +38,7 @@ class Case:
         self.lstm = module.mode == "LSTM"
         N = 1 if form == "unbatched" else 3
         self.lengths = {"lengths": [3, 0, 5], "packed": [5, 4, 1], "packed unsorted": [2, 5, 1]}.get(form, [T] * N)
+        H = module.hidden_size
         planes, P = module.num_layers * (1 + module.bidirectional), module.proj_size or H
 
         def leaf(*size):
@@ -163,6 +164,13 @@ def test_regularised_cells_equal_the_loops_with_the_same_masks(name, form, train
             return h_mask if h_mask is None else h_mask[:, back], *zones, weights
 
         assert_agrees(case, layer_noise)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_regularised_cells_wider_than_a_panel_equal_the_loops(training):
+    rates = dict.fromkeys(REGULARISERS, 0.3)
+    module = fusedrnn.FusedLSTM(I, 80, proj_size=70, dtype=torch.float64, **rates).train(training)
+    assert_agrees(Case(module, "padded"), Noise(*rates.values(), training).masks)
 
 
 def test_masks_are_drawn_anew_at_their_rates_and_only_in_training():
