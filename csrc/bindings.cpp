@@ -86,7 +86,6 @@ class Layer {
   }
 
   void regularise(const optional<Tensor>& h_mask, const optional<Tensor>& zone_h, const optional<Tensor>& zone_c) {
-    check(x.is_cpu() || !(h_mask || zone_h || zone_c), "masks of regularised cells are for the CPU");
     check(!zone_c || has_cell_state(), "zone_c is for a cell with c");
     if (h_mask) this->h_mask = take(*h_mask, h0.sizes(), "h_mask");
     if (zone_h) this->zone_h = take_zone(*zone_h, shape.projected, "zone_h");
@@ -147,6 +146,7 @@ class Layer {
 
   // A mask of every step, or one number.
   Tensor take_zone(const Tensor& t, int64_t width, const char* name) const {
+    check(t.dim() || t.is_cpu(), name, " of one number must be on the CPU, got ", t.device());
     return t.dim() ? take(t, sequence(width), name, at::kBool) : t.to(at::kDouble);
   }
 

@@ -62,8 +62,7 @@ def scan(
     if torch._C._is_any_autocast_enabled():
         x, h0, c0, reset_h, reset_c, h_mask, *weights = _autocast(x, h0, c0, reset_h, reset_c, h_mask, *weights)
     args = (x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c)
-    masked = h_mask is not None or zone_h is not None or zone_c is not None
-    if masked and x.is_cuda or _use_reference(x):
+    if _use_reference(x):
         *outputs, c_steps = reference.scan(mode, x, h0, c0, weights, *args[3:])
         return *outputs, c_steps if c_sequence else None
     training = torch.is_grad_enabled() and any(

@@ -132,3 +132,10 @@ def test_options_survive_repr_pickling_copying_and_a_state_dict_of_torch():
     assert not converted.recompute and repr(converted) == "FusedLSTM(3, 4)"
     converted.weight_drop = 0.5
     assert not torch.equal(converted(X + 1)[0], converted(X + 1)[0])
+
+
+def test_zoneout_by_one_number_that_the_host_cannot_read():
+    x, h0, w_ih, w_hh = torch.zeros(2, 1, 3), torch.zeros(1, 1, 4), torch.zeros(12, 3), torch.zeros(12, 4)
+    zone_h = torch.tensor(0.5, device="meta")
+    with pytest.raises(ValueError, match="zone_h of one number must be on the CPU, got meta"):
+        fusedrnn.scan.scan("GRU", x, h0, None, [w_ih, w_hh], zone_h=zone_h)

@@ -23,6 +23,7 @@ BATCHES = {
     "padded": {"N": 13},
     "packed": {"packed": [9, 5, 5, 1, 1, 1]},
     "lengths and reset": {"lengths": [0, 5, 3, 2, 1, 5, 4, 5, 5], "reset": True, "reset_state": True},
+    "packed and regularised": {"packed": [9, 5, 5, 1, 1, 1]},
 }
 
 
@@ -56,7 +57,7 @@ def to(nest, device, dtype=None):
 
 def run(function, args):
     """Results and gradients, on the CPU."""
-    inputs = [t for t in (*args[1:4], *args[8:], *args[4]) if t is not None]
+    inputs = [t for t in (*args[1:4], *args[8:10], *args[4]) if t is not None]
     outputs = [t for t in function(*args) if t is not None]
     torch.manual_seed(1)
     grads = [torch.randn(t.shape, dtype=torch.float64).to(t) for t in outputs]
@@ -74,6 +75,10 @@ def test_every_tier_equals_the_reference(tier, mode, H, dtype, batch):
     N = len(given.get("lengths", ())) or given.pop("N")
     given.pop("N", None)
     args = make_layer(mode, 2, 6, N, 7, H, H, True, dtype, **given)
+    if "regularised" in batch:
+        h_mask = torch.rand(args[2].shape).gt(0.3).to(dtype).div(0.7)
+        zones = [torch.rand(len(args[1]), 2 * H) < 0.4 for _ in range(2)]
+        args = (*args, h_mask, zones[0], zones[1] if mode == "LSTM" else None)
     exact = run(reference.scan, to(args, "cpu", torch.float64))
     args = list(to(args, DEVICE))
     args[5] = None if args[5] is None else args[5].cpu()  # batch sizes are the host's

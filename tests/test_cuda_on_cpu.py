@@ -14,6 +14,7 @@ MODES = list(layer.CELLS)
 TIERS = ["stepwise", "block", "cluster", "grid"]
 DTYPES = ["float64", "float32", "tf32", "bfloat16", "float16"]
 BATCHES = ["padded", "packed", "lengths", "reset", "lengths reset", "packed reset"]
+BATCHES += ["masks", "lengths reset masks", "packed shares"]  # of regularised cells
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_tier = pytest.mark.parametrize("tier", TIERS)
@@ -29,8 +30,8 @@ def open_device(library):
     device = layer.Device(library)
 
 
-def run(case, schedules=None):
-    return cases.run(case, device, schedules or cases.SCHEDULES)
+def run(case):
+    return cases.run(case, device)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,8 @@ def pool():
         yield executor
 
 
-def complaints(pool, some_cases, schedules=None):
-    found = pool.map(run, some_cases, itertools.repeat(schedules), chunksize=2)
+def complaints(pool, some_cases):
+    found = pool.map(run, some_cases, chunksize=2)
     return {str(case): wrong for case, wrong in zip(some_cases, found, strict=True) if wrong}
 
 
@@ -57,8 +58,8 @@ def test_every_layer_is_right_under_every_schedule(pool, mode, tier, dtype):
 @every_dtype
 def test_projections(pool, dtype):
     some = [cases.Case("LSTM", "stepwise", dtype, batch, D, P=9) for batch, D in itertools.product(BATCHES, (1, 2))]
-    some.append(cases.Case("LSTM", "stepwise", dtype, "lengths reset", N=19, H=37, P=35))
-    assert complaints(pool, some, cases.SCHEDULES[::3]) == {}
+    some.append(cases.Case("LSTM", "stepwise", dtype, "lengths reset shares", N=19, H=37, P=35))
+    assert complaints(pool, some) == {}
 
 
 @every_dtype
@@ -77,7 +78,7 @@ def test_plans_of_many_units_rows_and_blocks(pool, tier, dtype):
             ("RNN_TANH", 1, 3, 100, 132),
         ]
     ]
-    assert complaints(pool, some, cases.SCHEDULES[::3]) == {}
+    assert complaints(pool, some) == {}
 
 
 @every_tier
@@ -90,14 +91,16 @@ def test_the_smallest_and_the_longest(pool, tier):
         cases.Case("LSTM", tier, "float32", bias=False, absent="dh_n dc_n dc_steps"),
         cases.Case("LSTM", tier, "float64", "reset", D=2, absent="dy dc_n"),
         cases.Case("GRU", tier, "float64", "packed", bias=False, absent="dy"),
+        cases.Case("LSTM", tier, "float32", "kept"),
+        cases.Case("GRU", tier, "bfloat16", "lengths kept", D=2),
     ]
-    assert complaints(pool, some, cases.SCHEDULES[::3]) == {}
+    assert complaints(pool, some) == {}
 
 
 @every_dtype
 def test_the_plans_own_choice(pool, dtype):
     some = [cases.Case(mode, "", dtype, "lengths reset", 2, T=5, N=9, H=37) for mode in MODES]
-    assert complaints(pool, some, cases.SCHEDULES[::3]) == {}
+    assert complaints(pool, some) == {}
 
 
 # ---- sanitizers: a program of its own replays calls that were recorded here
@@ -111,9 +114,9 @@ def recorded(tmp_path_factory):
     some = [
         cases.Case(mode, tier, dtype, batch, T=4, N=3, H=H)
         for tier, dtype in itertools.product(TIERS, DTYPES)
-        for mode, batch, H in [("LSTM", "lengths reset", 20), ("GRU", "packed", 33)]
+        for mode, batch, H in [("LSTM", "lengths reset", 20), ("GRU", "packed masks", 33)]
     ]
-    some += [cases.Case("LSTM", "stepwise", dtype, "lengths reset", N=9, P=9) for dtype in DTYPES]
+    some += [cases.Case("LSTM", "stepwise", dtype, "packed reset masks", N=9, P=9) for dtype in DTYPES]
     some += [cases.Case("RNN_TANH", tier, "bfloat16", "reset", N=13, H=37, multiprocessors=3) for tier in TIERS]
     files = []
     for case in some:

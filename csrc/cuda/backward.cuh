@@ -28,9 +28,20 @@ __device__ void complete(const Args<T>& a, const Walk<T>& walk, int64_t i, int64
   if (dreset) dreset[own] = device::narrow<T>(sum_at_resets[own]);
 }
 
+// Takes from the gradient of a state what zoneout leads past the cell, and returns that.
+template <class S>
+__device__ S lead_past(const Zone& zone, bool keeps, S* ds) {
+  S past = zone_out(zone, keeps, *ds, S(0));
+  *ds = zone_out(zone, keeps, S(0), *ds);
+  return past;
+}
+
+// h as W_hh took it.
 template <class T>
 __device__ void put_h_prev(const Args<T>& a, const Walk<T>& walk, const Step& s, int64_t n, int64_t j, T h) {
-  if (a.g.h_prev) a.g.h_prev[(walk.d * a.p.shape.packed_rows + s.first + n) * a.p.shape.projected + j] = h;
+  if (!a.g.h_prev) return;
+  if (a.p.h_mask) h = device::narrow<T>(walk.masked(n, j, device::widen(h)));
+  a.g.h_prev[(walk.d * a.p.shape.packed_rows + s.first + n) * a.p.shape.projected + j] = h;
 }
 
 // dh = dr W_hh, summed over gates and units; then the cell. With a projection the stage after this one makes dh, and
@@ -42,11 +53,10 @@ struct CellBackward {
   static constexpr int kTiles = 1, kPlanesIn = kProjects ? 1 : G, kPlanesOut = G, kExtraSteps = 1;
   static constexpr bool kBackward = true, kTransposed = true, kHasCell = Cell::kStates == 2;
 
-  struct Carry {
-    S h, c;  // gradient of the state: of h less what comes through W_hh
-  };
+  using Carry = Carried<T, !kProjects, kHasCell>;  // gradient of the state: of h less what comes through W_hh
   struct Inputs {
     T saved[A], h_prev, c_prev, dy, dc;
+    bool keeps_h, keeps_c;
   };
 
   FUSEDRNN_FN static int64_t width(const Shape& s) { return s.hidden; }
@@ -63,15 +73,6 @@ struct CellBackward {
     return {!kProjects && a.g.dh_n ? device::widen(a.g.dh_n[own]) : S(0),
             kHasCell && a.g.dc_n ? device::widen(a.g.dc_n[own]) : S(0)};
   }
-  __device__ static Carry load(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j) {
-    int64_t own = walk.state(n, a.p.shape.hidden, j);
-    return {kProjects ? S(0) : a.carry_h[own], kHasCell ? a.carry_c[own] : S(0)};
-  }
-  __device__ static void store(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j, const Carry& carry) {
-    int64_t own = walk.state(n, a.p.shape.hidden, j);
-    if (!kProjects) a.carry_h[own] = carry.h;
-    if (kHasCell) a.carry_c[own] = carry.c;
-  }
 
   __device__ static void read(const Args<T>& a, const Walk<T>& walk, const Step& s, int64_t n, int64_t j, Inputs* in) {
     if (!walk.alive(s, n)) return;
@@ -83,10 +84,12 @@ struct CellBackward {
       const bool wanted = !kHasCell || a.g.h_prev;
       in->h_prev = wanted ? state_before(walk, s, n, H, j, p.y, p.h0, p.reset_h) : T{};
       in->dy = a.g.dy ? a.g.dy[walk.output(row, H, j)] : T{};
+      in->keeps_h = walk.keeps(p.zone_h, row, H, j);
     }
     if (kHasCell) {
       in->c_prev = state_before(walk, s, n, H, j, p.c_steps, p.c0, p.reset_c);
       in->dc = a.g.dc_steps ? a.g.dc_steps[walk.output(row, H, j)] : T{};
+      in->keeps_c = walk.keeps(p.zone_c, row, H, j);
     }
   }
 
@@ -95,7 +98,7 @@ struct CellBackward {
     int64_t own = walk.state(n, a.p.shape.hidden, j), row = s.first + n;
     S dh = sum[0];
     if constexpr (!kProjects) {
-      dh = carry->h + sum[0];
+      dh = carry->h + walk.masked(n, j, sum[0]);
       complete(a, walk, i, n, own, &dh, a.dreset_h, a.g.dh0, a.g.dreset_h);
     }
     if constexpr (kHasCell) complete(a, walk, i, n, own, &carry->c, a.dreset_c, a.g.dc0, a.g.dreset_c);
@@ -106,7 +109,11 @@ struct CellBackward {
       for (int k = 0; k < A; ++k) saved[k] = device::widen(in.saved[k]);
       if (!kProjects) ds[0] += device::widen(in.dy);
       if (kHasCell) ds[1] += device::widen(in.dc);
+      S past[2] = {};
+      if (!kProjects) past[0] = lead_past(a.p.zone_h, in.keeps_h, &ds[0]);
+      if (kHasCell) past[1] = lead_past(a.p.zone_c, in.keeps_c, &ds[1]);
       Cell::backward(saved, prev, ds, dgates);
+      ds[0] += past[0], ds[1] += past[1];
     }
     carry->h = ds[0], carry->c = ds[1];
     if (n < s.rows) {
@@ -126,11 +133,10 @@ struct ProjectBackward {
   static constexpr int kTiles = 1, kPlanesIn = Cell::kGates, kPlanesOut = 1, kExtraSteps = 1;
   static constexpr bool kBackward = true, kTransposed = true;
 
-  struct Carry {
-    S h;
-  };
+  using Carry = Carried<T, true, false>;
   struct Inputs {
     T h_prev, dy;
+    bool keeps_h;
   };
 
   FUSEDRNN_FN static int64_t width(const Shape& s) { return s.projected; }
@@ -145,30 +151,25 @@ struct ProjectBackward {
   __device__ static Carry start(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j) {
     return {a.g.dh_n ? device::widen(a.g.dh_n[walk.state(n, a.p.shape.projected, j)]) : S(0)};
   }
-  __device__ static Carry load(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j) {
-    return {a.carry_h[walk.state(n, a.p.shape.projected, j)]};
-  }
-  __device__ static void store(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j, const Carry& carry) {
-    a.carry_h[walk.state(n, a.p.shape.projected, j)] = carry.h;
-  }
 
   __device__ static void read(const Args<T>& a, const Walk<T>& walk, const Step& s, int64_t n, int64_t j, Inputs* in) {
     if (!walk.alive(s, n)) return;
     int64_t P = a.p.shape.projected;
     in->h_prev = state_before(walk, s, n, P, j, a.p.y, a.p.h0, a.p.reset_h);
     in->dy = a.g.dy ? a.g.dy[walk.output(s.first + n, P, j)] : T{};
+    in->keeps_h = walk.keeps(a.p.zone_h, s.first + n, P, j);
   }
 
   __device__ static void step(const Args<T>& a, const Walk<T>& walk, int64_t i, const Step& s, int64_t n, int64_t j,
                               const Inputs& in, const S (&sum)[1], Carry* carry, S (&out)[1]) {
     int64_t P = a.p.shape.projected, own = walk.state(n, P, j);
     bool alive = walk.alive(s, n);
-    carry->h += sum[0];
+    carry->h += walk.masked(n, j, sum[0]);
     complete(a, walk, i, n, own, &carry->h, a.dreset_h, a.g.dh0, a.g.dreset_h);
     out[0] = 0;
     if (alive) {
       out[0] = carry->h + device::widen(in.dy);
-      carry->h = 0;
+      carry->h = lead_past(a.p.zone_h, in.keeps_h, &out[0]);
     }
     if (n >= s.rows) return;
     a.g.dh_steps[(walk.d * a.p.shape.packed_rows + s.first + n) * P + j] = device::narrow<T>(out[0]);

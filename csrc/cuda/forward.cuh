@@ -42,11 +42,10 @@ struct CellForward {
   static constexpr int kTiles = G, kPlanesIn = 1, kPlanesOut = 1, kExtraSteps = 0;
   static constexpr bool kBackward = false, kTransposed = false, kHasCell = Cell::kStates == 2;
 
-  struct Carry {
-    S h, c;
-  };
+  using Carry = Carried<T, !kProjects, kHasCell>;
   struct Inputs {
     T x[G];
+    bool keeps_h, keeps_c;
   };
 
   FUSEDRNN_FN static int64_t width(const Shape& s) { return s.hidden; }           // units that have sums
@@ -60,7 +59,7 @@ struct CellForward {
   }
   // What the first product sums over.
   __device__ static S first(const Walk<T>& walk, int64_t n, int64_t k) {
-    return first_state(walk, n, walk.p.shape.projected, k, walk.p.h0, walk.p.reset_h);
+    return walk.masked(n, k, first_state(walk, n, walk.p.shape.projected, k, walk.p.h0, walk.p.reset_h));
   }
 
   __device__ static Carry start(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j) {
@@ -69,21 +68,16 @@ struct CellForward {
     if (kHasCell) carry.c = first_state(walk, n, a.p.shape.hidden, j, a.p.c0, a.p.reset_c);
     return carry;
   }
-  __device__ static Carry load(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j) {
-    int64_t own = walk.state(n, a.p.shape.hidden, j);
-    return {kProjects ? S(0) : a.carry_h[own], kHasCell ? a.carry_c[own] : S(0)};
-  }
-  __device__ static void store(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j, const Carry& carry) {
-    int64_t own = walk.state(n, a.p.shape.hidden, j);
-    if (!kProjects) a.carry_h[own] = carry.h;
-    if (kHasCell) a.carry_c[own] = carry.c;
-  }
 
   __device__ static void read(const Args<T>& a, const Walk<T>& walk, const Step& s, int64_t n, int64_t j, Inputs* in) {
     if (!walk.alive(s, n)) return;
-    int planes = a.p.saved ? A : G;
+    const ScanParams<T>& p = a.p;
+    int64_t row = s.first + n, H = p.shape.hidden;
+    int planes = p.saved ? A : G;
 #pragma unroll
-    for (int g = 0; g < G; ++g) in->x[g] = a.p.gates_x[walk.record(s.first + n, planes, g, j)];
+    for (int g = 0; g < G; ++g) in->x[g] = p.gates_x[walk.record(row, planes, g, j)];
+    if (!kProjects) in->keeps_h = walk.keeps(p.zone_h, row, H, j);
+    if (kHasCell) in->keeps_c = walk.keeps(p.zone_c, row, H, j);
   }
 
   __device__ static void step(const Args<T>& a, const Walk<T>& walk, int64_t, const Step& s, int64_t n, int64_t j,
@@ -96,6 +90,8 @@ struct CellForward {
 #pragma unroll
       for (int g = 0; g < G; ++g) x[g] = device::widen(in.x[g]);
       Cell::forward(x, r, state, keep);
+      if (!kProjects) state[0] = zone_out(p.zone_h, in.keeps_h, carry->h, state[0]);
+      if (kHasCell) state[1] = zone_out(p.zone_c, in.keeps_c, carry->c, state[1]);
       state[0] = device::widen(device::narrow<T>(state[0]));  // the next step goes on from the h that is stored
     }
     if (there && p.saved)
@@ -106,7 +102,8 @@ struct CellForward {
       out[0] = alive ? state[0] : S(0);
       if (there && p.hidden) p.hidden[walk.record(row, 1, 0, j)] = device::narrow<T>(out[0]);
     } else {
-      out[0] = carry->h = put_down(walk, s, n, H, j, alive, state[0], p.y, p.h_n, p.reset_h);
+      carry->h = put_down(walk, s, n, H, j, alive, state[0], p.y, p.h_n, p.reset_h);
+      out[0] = walk.masked(n, j, carry->h);
     }
   }
 };
@@ -118,10 +115,10 @@ struct ProjectForward {
   static constexpr int kTiles = 1, kPlanesIn = 1, kPlanesOut = 1, kExtraSteps = 0;
   static constexpr bool kBackward = false, kTransposed = false;
 
-  struct Carry {
-    S h;
+  using Carry = Carried<T, true, false>;
+  struct Inputs {
+    bool keeps_h;
   };
-  struct Inputs {};
 
   FUSEDRNN_FN static int64_t width(const Shape& s) { return s.projected; }
   FUSEDRNN_FN static int64_t plane_depth(const Shape& s) { return s.hidden; }
@@ -135,19 +132,21 @@ struct ProjectForward {
   __device__ static Carry start(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j) {
     return {first_state(walk, n, a.p.shape.projected, j, a.p.h0, a.p.reset_h)};
   }
-  __device__ static Carry load(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j) {
-    return {a.carry_h[walk.state(n, a.p.shape.projected, j)]};
+  __device__ static void read(const Args<T>& a, const Walk<T>& walk, const Step& s, int64_t n, int64_t j, Inputs* in) {
+    if (walk.alive(s, n)) in->keeps_h = walk.keeps(a.p.zone_h, s.first + n, a.p.shape.projected, j);
   }
-  __device__ static void store(const Args<T>& a, const Walk<T>& walk, int64_t n, int64_t j, const Carry& carry) {
-    a.carry_h[walk.state(n, a.p.shape.projected, j)] = carry.h;
-  }
-  __device__ static void read(const Args<T>&, const Walk<T>&, const Step&, int64_t, int64_t, Inputs*) {}
 
   __device__ static void step(const Args<T>& a, const Walk<T>& walk, int64_t, const Step& s, int64_t n, int64_t j,
-                              const Inputs&, const S (&sum)[1], Carry* carry, S (&out)[1]) {
+                              const Inputs& in, const S (&sum)[1], Carry* carry, S (&out)[1]) {
+    const ScanParams<T>& p = a.p;
     bool alive = walk.alive(s, n);
-    S h = alive ? device::widen(device::narrow<T>(sum[0])) : carry->h;
-    out[0] = carry->h = put_down(walk, s, n, a.p.shape.projected, j, alive, h, a.p.y, a.p.h_n, a.p.reset_h);
+    S h = carry->h;
+    if (alive) {
+      h = zone_out(p.zone_h, in.keeps_h, h, sum[0]);
+      h = device::widen(device::narrow<T>(h));  // the next step goes on from the h that is stored
+    }
+    carry->h = put_down(walk, s, n, p.shape.projected, j, alive, h, p.y, p.h_n, p.reset_h);
+    out[0] = walk.masked(n, j, carry->h);
   }
 };
 

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(Args<T> a, Tiling til
   };
   each_pair([&](int p, int, int64_t n, int64_t j, bool real) {
     if (!real) return;
-    carry[p] = step ? Stage::load(a, walk, n, j) : Stage::start(a, walk, n, j);
+    carry[p] = step ? Stage::Carry::load(a, walk.state(n, width, j)) : Stage::start(a, walk, n, j);
     Stage::read(a, walk, s, n, j, &inputs[p]);
   });
 
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(Args<T> a, Tiling til
       Sum sums[M];
       meeting.take(i, o.bias + block * weight_rows, sums);
       Stage::step(a, walk, step, s, n, j, inputs[p], sums, &carry[p], out);
-      Stage::store(a, walk, n, j, carry[p]);
+      carry[p].store(a, walk.state(n, width, j));
     }
     Operand* to = o.out + (d * tiling.rows + n) * Stage::kPlanesOut * tiling.out_plane + j;
 #pragma unroll

@@ -20,6 +20,29 @@ struct Args {
   S* dreset_c;  // [D, N, H]
 };
 
+// What a pair of (row, unit) takes from step to step: its state, or the gradient of it, as far as it has one.
+template <class T, bool kHidden, bool kCell>
+struct Carried {
+  Arithmetic<T> h, c;
+
+  // Between two kernels; own: the pair's place in [D, N, width].
+  __device__ static Carried load(const Args<T>& a, int64_t own) {
+    return {kHidden ? a.carry_h[own] : Arithmetic<T>(0), kCell ? a.carry_c[own] : Arithmetic<T>(0)};
+  }
+  __device__ void store(const Args<T>& a, int64_t own) const {
+    if (kHidden) a.carry_h[own] = h;
+    if (kCell) a.carry_c[own] = c;
+  }
+};
+
+// Zoneout: what a state becomes in a step, from what it was and what the cell has made of it.
+template <class S>
+__device__ S zone_out(const Zone& zone, bool keeps, S old, S fresh) {
+  if (zone.keeps) return keeps ? old : fresh;
+  if (zone.share == 0) return fresh;
+  return zone.share == 1 ? old : fresh + static_cast<S>(zone.share) * (old - fresh);
+}
+
 // One step of a walk, and the step the walk takes next. A step outside of time has no rows.
 struct Step {
   int64_t t, first, rows;  // its packed rows are first .. first + rows - 1
@@ -59,6 +82,15 @@ class Walk {
   }
   __device__ int64_t record(int64_t row, int planes, int plane, int64_t j) const {
     return ((d * p.shape.packed_rows + row) * planes + plane) * p.shape.hidden + j;
+  }
+
+  // Does unit j of a packed row keep its state?
+  __device__ bool keeps(const Zone& zone, int64_t row, int64_t width, int64_t j) const {
+    return zone.keeps && zone.keeps[output(row, width, j)];
+  }
+  // h, or its gradient, on its way through W_hh.
+  __device__ Arithmetic<T> masked(int64_t n, int64_t k, Arithmetic<T> h) const {
+    return p.h_mask ? h * device::widen(p.h_mask[state(n, p.shape.projected, k)]) : h;
   }
 
   const ScanParams<T>& p;

@@ -14,8 +14,6 @@ from . import build
 from .layer import GATES, POLICIES, Device, EmulatorError, Extension
 from .rounded import Check
 
-UNMASKED = (None, None, None)  # regularised cells are for the CPU
-
 SCHEDULES = [(policy, seed) for policy in POLICIES for seed in (1, 2, 3)]
 
 
@@ -24,7 +22,7 @@ class Case:
     mode: str
     tier: str  # "": the plan's choice
     dtype: str  # of torch, or tf32
-    batch: str = "padded"  # packed, lengths, reset, or all that go together
+    batch: str = "padded"  # packed, lengths, reset, or all that go together; and of zoneout masks, shares or kept
     D: int = 1
     T: int = 4
     N: int = 5
@@ -67,14 +65,27 @@ class Case:
             torch.rand(shape, generator=random) < 0.4 if reset else None,
             leaf(self.D, self.N, P) if reset else None,
             leaf(self.D, self.N, self.H) if reset and lstm else None,
+            *self._regularisers(shape, random),
         )
+
+    def _regularisers(self, shape: tuple, random: torch.Generator) -> tuple:
+        """h_mask, zone_h and zone_c: units that keep their state, or the share of it that all keep."""
+        P, lstm = self.P or self.H, self.mode == "LSTM"
+        h_mask = torch.rand(self.D, self.N, P, dtype=torch.float64, generator=random).mul(2).sub(0.5).relu()
+        if "masks" in self.batch:
+            zones = [torch.rand(*shape, self.D * width, generator=random) < 0.4 for width in (P, self.H)]
+        elif "shares" in self.batch or "kept" in self.batch:
+            zones = [torch.tensor(1.0 if "kept" in self.batch else z, dtype=torch.float64) for z in (0.3, 0.6)]
+        else:
+            return None, None, None
+        return h_mask.to(self.storage), zones[0], zones[1] if lstm else None
 
 
 def make_calls(case: Case, device: Device, args: tuple) -> tuple[Extension, list[str]]:
     """Runs a case forward and backward; returns the calls that were made and what is wrong with their results."""
     mode, x, h0, c0, weights, *masks = args
     extension = Extension(device, case.tier, case.dtype == "tf32")
-    forward = extension.scan_forward(mode, True, True, x, h0, c0, *masks, *UNMASKED, weights)
+    forward = extension.scan_forward(mode, True, True, x, h0, c0, *masks, weights)
     y, h_n, c_n, c_steps, saved, hidden = forward
     random = torch.Generator().manual_seed(1)
     grads = [
@@ -84,7 +95,7 @@ def make_calls(case: Case, device: Device, args: tuple) -> tuple[Extension, list
         for name, t in [("dy", y), ("dh_n", h_n), ("dc_n", c_n), ("dc_steps", c_steps)]
     ]
     if case.dtype not in EXACT:
-        extension.scan_backward(mode, x, h0, c0, *masks, *UNMASKED, weights, y, c_steps, saved, *grads)
+        extension.scan_backward(mode, x, h0, c0, *masks, weights, y, c_steps, saved, *grads)
         first, second = extension.calls
         return extension, Check(first, device).forward() + Check(second, device).backward()
     return extension, compare(case, extension, args, forward, grads)
@@ -95,10 +106,8 @@ def compare(case: Case, extension: Extension, args: tuple, forward: list, grads:
     mode, x, h0, c0, weights, *masks = args
     compiled, kernels._C = kernels._C, extension
     try:
-        wanted = [t is not None for t in (x, h0, c0, *masks[3:], *weights)]
-        gradients = kernels.gradients(
-            mode, (x, h0, c0, *masks, *UNMASKED), weights, forward[0], *forward[3:], grads, wanted
-        )
+        wanted = [t is not None for t in (x, h0, c0, *masks[3:5], *weights)]
+        gradients = kernels.gradients(mode, (x, h0, c0, *masks), weights, forward[0], *forward[3:], grads, wanted)
     finally:
         kernels._C = compiled
 
@@ -109,7 +118,7 @@ def compare(case: Case, extension: Extension, args: tuple, forward: list, grads:
     weights = [exact(w) for w in weights]
     outputs = reference.scan(mode, x, h0, c0, weights, *masks)
     pairs = [(t, g.double()) for t, g in zip(outputs, grads, strict=True) if g is not None]
-    inputs = [t for t in (x, h0, c0, *masks[3:], *weights) if t is not None]
+    inputs = [t for t in (x, h0, c0, *masks[3:5], *weights) if t is not None]
     derived = torch.autograd.grad([t for t, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True)
     derived = [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, derived, strict=True)]
     names = ["y", "h_n", "c_n", "c_steps", *(f"gradient {i}" for i in range(len(inputs)))]
@@ -121,19 +130,21 @@ def compare(case: Case, extension: Extension, args: tuple, forward: list, grads:
     return complaints
 
 
-def run(case: Case, device: Device, schedules: list[tuple[str, int]] = SCHEDULES) -> list[str]:
+def run(case: Case, device: Device) -> list[str]:
     """Returns what is wrong: with the values, with running without gradients, with the bits of another schedule."""
     device.resize(case.multiprocessors)
-    device.schedule(*schedules[0])
+    device.schedule(*SCHEDULES[0])
     args = case.arguments()
     try:
         extension, complaints = make_calls(case, device, args)
         mode, x, h0, c0, weights, *masks = args
         inference = Extension(device, case.tier, case.dtype == "tf32")
-        inference.scan_forward(mode, False, False, x, h0, c0, *masks, *UNMASKED, weights)
+        inference.scan_forward(mode, False, False, x, h0, c0, *masks, weights)
         forward = inference.calls[0]
         complaints += [f"without gradients, {name} is another" for name in forward.changed(extension.calls[0])]
-        for schedule in schedules[1:]:
+        if "kept" in case.batch and not torch.equal(forward.arrays["h_n"], forward.arrays["h0"]):
+            complaints.append("h_n is not the very h0")
+        for schedule in SCHEDULES[1:]:
             device.schedule(*schedule)
             for call in extension.calls:
                 again = device.run(call.fresh())

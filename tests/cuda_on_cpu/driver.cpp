@@ -39,6 +39,14 @@ Shape shape_of(const int64_t* sizes) {
   return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], static_cast<int>(sizes[6])};
 }
 
+Zone zone_of(const std::string& state, const Arrays& arrays) {
+  Zone zone{};
+  const double* share;
+  arrays.get("zone_" + state, zone.keeps), arrays.get("share_" + state, share);
+  if (share) zone.share = *share;
+  return zone;
+}
+
 template <class T>
 ScanParams<T> params_of(const Shape& shape, const Arrays& arrays) {
   ScanParams<T> p{};
@@ -55,6 +63,8 @@ ScanParams<T> params_of(const Shape& shape, const Arrays& arrays) {
   arrays.get("gates_x", p.gates_x);
   arrays.get("h0", p.h0), arrays.get("c0", p.c0);
   arrays.get("reset_h", p.reset_h), arrays.get("reset_c", p.reset_c);
+  arrays.get("h_mask", p.h_mask);
+  p.zone_h = zone_of("h", arrays), p.zone_c = zone_of("c", arrays);
   arrays.get("y", p.y), arrays.get("c_steps", p.c_steps), arrays.get("saved", p.saved);
   arrays.get("hidden", p.hidden), arrays.get("h_n", p.h_n), arrays.get("c_n", p.c_n);
   return p;

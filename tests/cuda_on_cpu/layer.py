@@ -138,6 +138,10 @@ class Extension:
         H = weights[0].size(0) // GATES[mode]
         T, R = (len(batch_sizes), x.size(0)) if batch_sizes is not None else (x.size(0), x.size(0) * x.size(1))
         given |= {"h0": h0, "c0": c0, "reset_h": reset_h, "reset_c": reset_c, "lengths": lengths, "reset": reset}
+        given["h_mask"] = h_mask
+        for state, zone in (("h", zone_h), ("c", zone_c)):
+            if zone is not None:
+                given["zone_" + state if zone.dim() else "share_" + state] = zone
         if batch_sizes is not None:
             given["offsets"] = F.pad(batch_sizes.cumsum(0), (1, 0))
         count = len(weights) // D
@@ -195,7 +199,9 @@ class Extension:
         def like(name):
             return None if call.arrays[name] is None else torch.full_like(call.arrays[name], torch.nan)
 
-        shifted = all(call.arrays.get(name) is None for name in ("offsets", "lengths", "reset"))  # as in bindings.cpp
+        shifted = all(
+            call.arrays.get(name) is None for name in ("offsets", "lengths", "reset", "h_mask")
+        )  # as in bindings.cpp
         return self._run(
             call,
             {

@@ -76,6 +76,16 @@ class Check:
         t = self.a[name]
         return torch.zeros(self.N, width, dtype=torch.float64) if t is None else t[d].double()
 
+    def masked(self, h: Tensor, d: int) -> Tensor:
+        """h as it is on its way into w_hh."""
+        mask = self.a["h_mask"]
+        return h if mask is None else (h * mask[d, : h.size(0)].double()).to(self.call.dtype).double()
+
+    def share_kept(self, state: str, t: int, d: int) -> Tensor | float:
+        """What zoneout keeps of h or c in a step."""
+        keeps, share = self.direction("zone_" + state, d), self.a.get("share_" + state)
+        return keeps[self.rows(t)] if keeps is not None else 0.0 if share is None else share.item()
+
     def states_before(self, d: int):
         """By step: h [n, P] and c [n, H] as the kernel took them, from what it stored; and h at the end."""
         lstm = self.call.mode == "LSTM"
@@ -105,12 +115,13 @@ class Check:
         for t in self.order(d):
             n, rows, alive = self.sizes[t], self.rows(t), self.alive(t)
             h_prev = before[t][0]
-            r = self.operand(h_prev) @ w_hh.T + (0 if b_hh is None else b_hh.double())
+            r = self.operand(self.masked(h_prev, d)) @ w_hh.T + (0 if b_hh is None else b_hh.double())
             x = self.call.gates_x[d, rows].double().view(n, -1, self.H)[:, :G]
             state = [h_prev if w_hr is None else torch.zeros(n, self.H, dtype=torch.float64)]
             if lstm:
                 c_before = c[:n]
-                state.append(torch.where(self.cut(t, d), self.behind_cut("reset_c", d, self.H)[:n], c_before))
+                c_prev = torch.where(self.cut(t, d), self.behind_cut("reset_c", d, self.H)[:n], c_before)
+                state.append(c_prev)
             given = [*x.unbind(1), *r.view(n, G, self.H).unbind(1)]
             (h, *c_new), saved = self.device.cell_step(self.call.mode, False, given, state, A)
             at = f"step {t}, direction {d}: "
@@ -118,8 +129,10 @@ class Check:
             if w_hr is not None:
                 self.near(at + "hidden", a["hidden"][d, rows], h.where(alive, 0))
                 h = self.operand(a["hidden"][d, rows]) @ self.operand(w_hr).T
+            h = torch.lerp(h, h_prev, self.share_kept("h", t, d))
             self.near(at + "y", a["y"].reshape(self.R, self.D, -1)[rows, d], h.where(alive, 0))
             if lstm:
+                c_new = [torch.lerp(c_new[0], c_prev, self.share_kept("c", t, d))]
                 self.near(at + "c_steps", a["c_steps"].reshape(self.R, self.D, -1)[rows, d], c_new[0].where(alive, 0))
                 c = torch.cat([torch.where(alive, c_new[0], c_before), c[n:]])
         self.equal(f"direction {d}: h_n", a["h_n"][d], h_end)
@@ -147,25 +160,35 @@ class Check:
             at = f"step {t}, direction {d}: "
             h_prev, c_prev = before[t]
             if a["h_prev"] is not None:
-                self.equal(at + "h_prev", a["h_prev"][d, rows], h_prev.where(alive, 0))
+                self.equal(at + "h_prev", a["h_prev"][d, rows], self.masked(h_prev, d).where(alive, 0))
             dh_step = dh[:n] + (0 if dy is None else dy[rows])
+            h_past = dh_step * self.share_kept("h", t, d)  # zoneout leads it past the cell
+            dh_step = dh_step - h_past
             if w_hr is not None:
                 self.near(at + "dh_steps", a["dh_steps"][d, rows], dh_step.where(alive, 0))
                 dh_step = self.operand(a["dh_steps"][d, rows]) @ self.operand(w_hr)
-            ds = [dh_step] + ([dc[:n] + (0 if dc_steps is None else dc_steps[rows])] if lstm else [])
+            ds = [dh_step]
+            if lstm:
+                dc_step = dc[:n] + (0 if dc_steps is None else dc_steps[rows])
+                c_past = dc_step * self.share_kept("c", t, d)
+                ds.append(dc_step - c_past)
             prev = [torch.zeros_like(dh_step) if w_hr is not None else h_prev] + ([c_prev] if lstm else [])
             saved = a["saved"][d, rows].double().unbind(1)
             (dh_cell, *dc_new), dgates = self.device.cell_step(mode, True, [*saved, *prev], ds, Q)
             stored = a["dgates"][d, rows]
             self.near(at + "dgates", stored, torch.stack(dgates, 1).where(alive.unsqueeze(2), 0))
             dr = torch.cat([stored[:, : G - 1], stored[:, Q - 1 :]], 1).flatten(1)
-            dh_prev = self.operand(dr) @ w_hh + (dh_cell if w_hr is None else 0)
+            through_w_hh = self.operand(dr) @ w_hh
+            if a["h_mask"] is not None:
+                through_w_hh = through_w_hh * a["h_mask"][d, :n].double()
+            dh_prev = through_w_hh + h_past + (dh_cell if w_hr is None else 0)
             # to the state before the step, or to the one that a reset has put there
             dreset_h[:n] += dh_prev.where(cut & alive, 0)
             dh = torch.cat([torch.where(alive, dh_prev.where(~cut, 0), dh[:n]), dh[n:]])
             if lstm:
-                dreset_c[:n] += dc_new[0].where(cut & alive, 0)
-                dc = torch.cat([torch.where(alive, dc_new[0].where(~cut, 0), dc[:n]), dc[n:]])
+                dc_prev = dc_new[0] + c_past
+                dreset_c[:n] += dc_prev.where(cut & alive, 0)
+                dc = torch.cat([torch.where(alive, dc_prev.where(~cut, 0), dc[:n]), dc[n:]])
         results = [("dh0", dh), ("dreset_h", dreset_h), ("dc0", dc), ("dreset_c", dreset_c)]
         for name, exact in results:
             if a[name] is not None:
