@@ -19,7 +19,7 @@ def floor(dtype: torch.dtype, sensitivity: float) -> float:
     return 2 * torch.finfo(dtype).eps + sensitivity
 
 
-# The CUDA kernels on the emulator against float64: sums of some hundred terms, so rounding leaves 1e-14 and 3e-7.
+# The CUDA kernels on the emulator against float64: sums of some hundred terms, so rounding leaves 2e-15 and 6e-7.
 EXACT = {"float64": 1e-10, "float32": 1e-6}
 # What a kernel of a 16-bit type or TF32 has before it rounds its results: float32 sums again. Relative to the largest
 # element where that is above 1, else absolute.

@@ -143,7 +143,7 @@ struct Common {
 
 // A layer whose step is one stage.
 template <class Stage, class Math, class T>
-int run(Args<T> a, const CudaRun& run) {
+int run_one(Args<T> a, const CudaRun& run) {
   const Shape& s = a.p.shape;
   const Plan& plan = run.plan;
   const bool stepwise = plan.tier == Tier::kStepwise;
@@ -188,8 +188,7 @@ int run_two(Args<T> a, const CudaRun& run, const Job& job) {
     return scratch.bytes();
   };
   lay_out(Scratch(static_cast<char*>(run.allocate(lay_out(Scratch())))));
-  first.operands.in = second.operands.out = common.panel[0];
-  first.operands.out = second.operands.in = common.panel[1];
+  first.operands.in = common.panel[0];
   device::Error error = first.prepare(a, true, nullptr, 0);
   if (error == device::kSuccess) error = second.prepare(a, false, nullptr, 0);
   for (int64_t i = 0; error == device::kSuccess && i < s.steps + First::kExtraSteps; ++i) {
@@ -210,49 +209,55 @@ auto visit_math(bool tf32, F&& f) {
     return tf32 ? f(TensorCores<T>{}) : f(MultiplyAdd<T>{});
 }
 
+// The stages of a layer: one, or two with a projection.
+template <class Cell, class T>
+struct ForwardStages {
+  using Only = CellForward<Cell, T, false>;
+  using First = CellForward<Cell, T, true>;
+  using Second = ProjectForward<T>;
+};
+template <class Cell, class T>
+struct BackwardStages {
+  using Only = CellBackward<Cell, T, false>;
+  using First = ProjectBackward<Cell, T>;
+  using Second = CellBackward<Cell, T, true>;
+};
+
+template <template <class, class> class Stages, class T>
+int run_layer(CellKind kind, const Args<T>& a, const CudaRun& run) {
+  const Shape& shape = a.p.shape;
+  if (shape.rows == 0) return device::kSuccess;
+  return visit(kind, [&](auto cell) {
+    return visit_math<T>(run.tf32, [&](auto math) {
+      using Cell = decltype(cell);
+      using Math = decltype(math);
+      using Of = Stages<Cell, T>;
+      if constexpr (Cell::kStates == 2)
+        if (a.p.weights[0].w_hr)
+          return run_two<typename Of::First, typename Of::Second, Math>(
+              a, run, {Of::First::kBackward, cell_sizes(kind), shape, sizeof(T)});
+      return run_one<typename Of::Only, Math>(a, run);
+    });
+  });
+}
+
 }  // namespace fusedrnn::cuda
 
 namespace fusedrnn {
 
 template <class T>
 int scan_forward_cuda(CellKind kind, const ScanParams<T>& params, const CudaRun& run) {
-  if (params.shape.rows == 0) return device::kSuccess;
   cuda::Args<T> a{};
   a.p = params;
-  return visit(kind, [&](auto cell) {
-    return cuda::visit_math<T>(run.tf32, [&](auto math) {
-      using namespace cuda;
-      using Cell = decltype(cell);
-      using Math = decltype(math);
-      if constexpr (Cell::kStates == 2)
-        if (params.weights[0].w_hr) {
-          Job job{false, {Cell::kGates, Cell::kSaved, Cell::kGrads}, params.shape, sizeof(T)};
-          return run_two<CellForward<Cell, T, true>, ProjectForward<T>, Math>(a, run, job);
-        }
-      return cuda::run<CellForward<Cell, T, false>, Math>(a, run);
-    });
-  });
+  return cuda::run_layer<cuda::ForwardStages>(kind, a, run);
 }
 
 template <class T>
 int scan_backward_cuda(CellKind kind, const ScanParams<T>& params, const ScanGrads<T>& grads, const CudaRun& run) {
-  if (params.shape.rows == 0) return device::kSuccess;
   cuda::Args<T> a{};
   a.p = params;
   a.g = grads;
-  return visit(kind, [&](auto cell) {
-    return cuda::visit_math<T>(run.tf32, [&](auto math) {
-      using namespace cuda;
-      using Cell = decltype(cell);
-      using Math = decltype(math);
-      if constexpr (Cell::kStates == 2)
-        if (params.weights[0].w_hr) {
-          Job job{true, {Cell::kGates, Cell::kSaved, Cell::kGrads}, params.shape, sizeof(T)};
-          return run_two<ProjectBackward<Cell, T>, CellBackward<Cell, T, true>, Math>(a, run, job);
-        }
-      return cuda::run<CellBackward<Cell, T, false>, Math>(a, run);
-    });
-  });
+  return cuda::run_layer<cuda::BackwardStages>(kind, a, run);
 }
 
 #define FUSEDRNN_INSTANTIATE(T)                                                      \

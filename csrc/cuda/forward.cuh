@@ -20,8 +20,7 @@ __device__ Arithmetic<T> put_down(const Walk<T>& walk, const Step& s, int64_t n,
   using S = Arithmetic<T>;
   if (steps && n < s.rows) steps[walk.output(s.first + n, width, j)] = device::narrow<T>(alive ? state : S(0));
   int64_t own = walk.state(n, width, j);
-  // The row's last step; or time is over and the row had none. Direction 1 ends at t = 0, where every row begins.
-  if (alive ? !walk.next_alive(s, n) : s.t == 0) last[own] = device::narrow<T>(state);
+  if (!walk.next_alive(s, n)) last[own] = device::narrow<T>(state);  // a row that has ended puts down the same again
   if (!walk.cut(s, n)) return state;
   return reset ? device::widen(reset[own]) : S(0);
 }
@@ -99,7 +98,7 @@ struct CellForward {
       for (int k = 0; k < A; ++k) p.saved[walk.record(row, A, k, j)] = device::narrow<T>(keep[k]);
     if (kHasCell) carry->c = put_down(walk, s, n, H, j, alive, state[1], p.c_steps, p.c_n, p.reset_c);
     if constexpr (kProjects) {
-      out[0] = alive ? state[0] : S(0);
+      out[0] = state[0];  // 0 of a row that takes no step: this stage carries no h
       if (there && p.hidden) p.hidden[walk.record(row, 1, 0, j)] = device::narrow<T>(out[0]);
     } else {
       carry->h = put_down(walk, s, n, H, j, alive, state[0], p.y, p.h_n, p.reset_h);

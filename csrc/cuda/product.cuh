@@ -126,6 +126,20 @@ struct Meeting {
   }
 };
 
+// Calls f(p, i, n, j, real) with this thread's pairs: pair i of the block is its number p, of row n and unit j, real if
+// the layer has those.
+template <int kMost, int M, int N, class Sum, class F>
+__device__ void each_pair(const Meeting<M, N, Sum>& meeting, int64_t first_row, int64_t first_unit, int64_t rows,
+                          int64_t width, F&& f) {
+#pragma unroll
+  for (int p = 0; p < kMost; ++p) {
+    int i = threadIdx.x + p * kThreads;
+    if (i >= meeting.pairs()) continue;
+    int64_t n = first_row + meeting.row(i), j = first_unit + meeting.unit(i);
+    f(p, i, n, j, n < rows && j < width);
+  }
+}
+
 // Rows of 16-byte pieces from global into shared memory, by all threads of the block.
 template <class E>
 __device__ void copy_rows(E* shared, int ld, const E* global, int64_t stride, int rows, int depth) {

@@ -81,16 +81,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();  // orders: all copies, before the first product
 
   typename Stage::Carry carry[kPairs];
-  auto each_pair = [&](auto&& f) {
-#pragma unroll
-    for (int p = 0; p < kPairs; ++p) {
-      int i = threadIdx.x + p * kThreads;
-      if (i >= meeting.pairs()) continue;
-      int64_t n = first_row + meeting.row(i), j = first_unit + meeting.unit(i);
-      f(p, i, n, j, n < shape.rows && j < width);
-    }
-  };
-  each_pair([&](int p, int, int64_t n, int64_t j, bool real) {
+  auto each = [&](auto&& f) { each_pair<kPairs>(meeting, first_row, first_unit, shape.rows, width, f); };
+  each([&](int p, int, int64_t n, int64_t j, bool real) {
     if (real) carry[p] = Stage::start(a, walk, n, j);
   });
 
@@ -98,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int64_t step = 0; step < steps; ++step) {
     const Step s = walk.step(step);
     typename Stage::Inputs inputs[kPairs];
-    each_pair([&](int p, int, int64_t n, int64_t j, bool real) {
+    each([&](int p, int, int64_t n, int64_t j, bool real) {
       if (real) Stage::read(a, walk, s, n, j, &inputs[p]);
     });
 
@@ -119,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     __syncthreads();  // the sums' barrier. orders: all parts, before they are summed; the product, before the next put
 
-    each_pair([&](int p, int i, int64_t n, int64_t j, bool real) {
+    each([&](int p, int i, int64_t n, int64_t j, bool real) {
       Arithmetic<T> out[Stage::kPlanesOut] = {};
       if (real) {
         Sum sums[M];

@@ -63,16 +63,8 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(Args<T> a, Tiling til
   const Meeting<M, N, Sum> meeting{shared.sums, tiling.groups};
   typename Stage::Carry carry[kPairs];
   typename Stage::Inputs inputs[kPairs];
-  auto each_pair = [&](auto&& f) {
-#pragma unroll
-    for (int p = 0; p < kPairs; ++p) {
-      int i = threadIdx.x + p * kThreads;
-      if (i >= meeting.pairs()) continue;
-      int64_t n = first_row + meeting.row(i), j = first_unit + meeting.unit(i);
-      f(p, i, n, j, n < a.p.shape.rows && j < width);
-    }
-  };
-  each_pair([&](int p, int, int64_t n, int64_t j, bool real) {
+  auto each = [&](auto&& f) { each_pair<kPairs>(meeting, first_row, first_unit, a.p.shape.rows, width, f); };
+  each([&](int p, int, int64_t n, int64_t j, bool real) {
     if (!real) return;
     carry[p] = step ? Stage::Carry::load(a, walk.state(n, width, j)) : Stage::start(a, walk, n, j);
     Stage::read(a, walk, s, n, j, &inputs[p]);
@@ -81,13 +73,9 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(Args<T> a, Tiling til
   const int parts = splits(tiling.groups), split = warp % parts, group = warp / parts;
   Sum part[M][N][4] = {};
   for (int chunk = 0, chunks = (tiling.depth + Memory::kChunk - 1) / Memory::kChunk; chunk < chunks; ++chunk) {
-    if (chunk + 1 < chunks) {
-      fetch(chunk + 1);
-      device::copy_async_wait<1>();  // orders: own copies of this chunk, before the barrier
-    } else {
-      device::copy_async_wait<0>();  // orders: own copies of the last chunk, before the barrier
-    }
-    __syncthreads();  // orders: all copies of this chunk, before the product
+    fetch(chunk + 1);              // behind the last there is nothing to copy
+    device::copy_async_wait<1>();  // orders: own copies of this chunk, before the barrier
+    __syncthreads();               // orders: all copies of this chunk, before the product
     const int depth = chunk_depth(chunk);
     const Operand* own = shared.weights + (chunk & 1) * weight_chunk + group * M * kGroup * Memory::kLd;
     for (int k = split * Math::kDepth; k < depth; k += parts * Math::kDepth)
@@ -98,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 1) step_kernel(Args<T> a, Tiling til
   meeting.put(split, group, part, lane);
   __syncthreads();  // orders: all parts, before they are summed
 
-  each_pair([&](int p, int i, int64_t n, int64_t j, bool real) {
+  each([&](int p, int i, int64_t n, int64_t j, bool real) {
     Arithmetic<T> out[Stage::kPlanesOut] = {};
     if (real) {
       Sum sums[M];

@@ -2,6 +2,7 @@
 // there.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <tuple>
@@ -93,29 +94,8 @@ inline Error resident_clusters(const Launch& launch, void (*kernel)(P...), int* 
 
 // ---- values
 
-inline uint32_t float_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-inline float float_from_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-#ifdef __aarch64__
-using Half = __fp16;
-#else
-using Half = _Float16;
-#endif
-
-inline float widen(bfloat16 x) { return float_from_bits(uint32_t{x.bits} << 16); }
-inline float widen(float16 x) {
-  Half half;
-  std::memcpy(&half, &x, sizeof half);
-  return static_cast<float>(half);
-}
+inline float widen(bfloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
+inline float widen(float16 x) { return static_cast<float>(std::bit_cast<emulator::Half>(x)); }
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
 
@@ -126,18 +106,15 @@ inline T narrow(S x) {
 }
 template <>
 inline bfloat16 narrow<bfloat16, float>(float x) {
-  uint32_t bits = float_bits(x);
+  auto bits = std::bit_cast<uint32_t>(x);
   return {static_cast<uint16_t>(x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 template <>
 inline float16 narrow<float16, float>(float x) {
-  Half half = static_cast<Half>(x);
-  float16 result;
-  std::memcpy(&result, &half, sizeof result);
-  return result;
+  return std::bit_cast<float16>(static_cast<emulator::Half>(x));
 }
 
-inline uint32_t to_tf32(float x) { return (float_bits(x) + 0x1000) & 0xffffe000; }  // of finite values
+inline uint32_t to_tf32(float x) { return (std::bit_cast<uint32_t>(x) + 0x1000) & 0xffffe000; }  // of finite values
 
 template <class T>
 __forceinline__ T load_as(const void* p, EMULATOR_SITE) {

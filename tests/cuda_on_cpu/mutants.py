@@ -2,13 +2,14 @@
 
 Every barrier, wait, fence, release, buffer switch and bound of csrc/cuda is found by the patterns below and removed or
 weakened; so are indices, masks and roundings. All are compiled at once, each behind a switch, and then run on the
-emulator: under all schedules and, those that survive, under ThreadSanitizer and AddressSanitizer. Exits with 1 if one
-survives for no known reason.
+emulator by those cases that come by them: under all schedules and, those that survive, under ThreadSanitizer and
+AddressSanitizer. Exits with 1 if one survives for no known reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import multiprocessing
 import os
 import re
@@ -16,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,28 +62,63 @@ PATTERNS = [
     (r"device::cluster_wait\(\);", ";", "no wait"),
     (r"\bsync_cluster\(\);", ";", "no barrier"),
     (r"(?<=& )1\b", "0", "one buffer or phase"),
+    (r"\bcommon\.panel\[([01])\](?=[,;)])", "common.panel[1 ^ {1}]", "the other buffer"),
     (r"launch\.cooperative = .*;", "launch.cooperative = false;", "not cooperative"),
     (r"\b(n|j|k|unit|in_plane) < ([\w.]*rows|width|plane_depth)\b", "{1} <= {2}", "one more"),
+    (r"\b(n|i) >= (s\.rows|meeting\.pairs\(\))", "{1} > {2}", "one more"),
+    (r"\bgroup < tiling\.groups\b", "group <= tiling.groups", "one more"),
+    (r"\b[ip] < (?!counter_count)[^;]+(?=; [ip] \+= )", "{0} - 1", "one less"),
+    (r"\bleft < Memory::kChunk\b", "false", "a whole chunk"),
+    (r"\bt >= 0\b", "true", "a step before the first"),
+    (r"\bt < p\.shape\.steps\b", "t <= p.shape.steps", "one more"),
+    (r"\bt < p\.batch\.lengths\[n\]", "t <= p.batch.lengths[n]", "one more"),
+    (r"\bthere(?= &&)", "true", "rows of the next step"),
     (r"\b(tile|plane) \* s\.hidden\b", "({1} ^ 1) * s.hidden", "another gate"),
     (r"\bQ - 1\b", "G - 1", "another gate"),
-    (r"(?<=\? )carry->h(?= :)", "carry->h + 1", "a frozen state moves"),
+    (r"\bplane \* tiling\.out_plane\b", "0", "another gate"),
+    (r"\bplane_index(?= \* plane\b|\) \* units\b)", "0", "another gate"),
+    (r"\bk / tiling\.plane\b|\bp / pieces % planes\b", "0", "another gate"),
+    (r"\b(tile_index|i / tiling\.units\(\)) % M\b", "0", "another gate"),
+    (r"\b[mn] \* (tile|kTileRows|groups)\b", "0", "another tile"),
+    (r"(?<=, )[gkq](?=, j\)\])", "0", "another gate"),
+    (r"\bd(?= \? a\.p\.weights)", "0", "another direction"),
+    (r"(?<=unit \+= ).*(?=;)", "0", "units of the first block"),
     (r"walk\.alive\(s, n\)", "true", "a frozen row lives"),
+    (r"walk\.next_alive\(s, n\)", "true", "a frozen row lives"),
+    (r"walk\.next_alive\(s, n\)", "false", "a row ends"),
+    (r"\balive(?= \? )", "true", "a frozen row lives"),
+    (r"\breset(?= \? )", "decltype(reset)(nullptr)", "reset to zeros"),
+    (r"\*carry = 0;", ";", "a gradient gets past a reset"),
+    (r"sum_at_resets\[own\] \+= .*;", ";", "no gradient of a reset state"),
+    (r"walk\.masked\(n, [jk], ((?:[^()]|\([^()]*\))*)\)", "{1}", "h is not masked"),
+    (r"(?<!S )(?<!\S)\S+ = zone_out\(.*\);", ";", "no zoneout"),
+    (r"\bin\.keeps_[hc]\b", "!{0}", "zoneout of other units"),
+    (r"\bzone\.share == 1\b", "false", "a state that is kept is rounded"),
+    (r"(?<== )lead_past\(.*\)(?=;)", "{0} * 0", "a gradient does not get past the cell"),
     (r"walk\.cut\((?:[^()]|\([^()]*\))*\)", "!{0}", "resets of other rows"),
     (r"device::to_tf32\(x\)", "device::load_as<uint32_t>(&x)", "cut off, not rounded"),
     (r"device::widen\(device::narrow<T>\((state\[0\]|sum\[0\])\)\)", "{1}", "the state is not rounded"),
-    (r"\blane / 4\b", "lane / 8", "another lane's place"),
-    (r"\blane % 4\b", "lane % 2", "another lane's place"),
+    (r"\blane / (4|16)\b", "lane / (2 * {1})", "another lane's place"),
+    (r"\blane % (4|16)\b", "lane % ({1} / 2)", "another lane's place"),
+    (r"\be % 2\b", "0", "another row's sum"),
+    (r"\b8 \* half\b", "0", "another unit's weights"),
+    (r"\b2 \* i \+ row\b", "2 * i", "another row's operands"),
     (r"\be / 2 \* 8", "0", "another unit's sum"),
     (r"(?<=carry\[p\] = )step(?= \?)", "true", "no first state"),
     (r"\bfirst_unit(?= \+)", "0", "units of the first block"),
     (r"\bfirst_row(?= \+)", "0", "rows of the first replica"),
     (r"(?<=split < )splits\(groups\)", "1", "a part of the sum is lost"),
+    (r"(?<=k = )split \* Math::kDepth", "0", "a part of the sum is there twice"),
     (r"\bcounters\[i\] = 0;", ";", "counters are not cleared"),
     (r"a\.dreset_[hc]\[i\] = 0;", ";", "sums are not cleared"),
 ]
 
 # Mutants that nothing can tell from the kernels: a part of their description, and why.
 EQUIVALENT = [
+    (
+        "a row ends: if (!walk.next_alive(s, n)) last[own] = ",
+        "each step puts the state down, then, and the last one that does is the last one",
+    ),
     (
         "no barrier: if (tier == Tier::kCluster) sync_cluster();",
         "a block waits for all that is pushed to it before its last product, so nothing comes after it has left",
@@ -93,19 +130,34 @@ CASES = [
     cases.Case(mode, tier, dtype, batch, D, T=5, N=N, H=H, multiprocessors=multiprocessors)
     for mode, dtype, batch, D, N, H, multiprocessors in [
         ("LSTM", "bfloat16", "lengths reset", 2, 5, 20, 132),
-        ("LSTM", "float32", "lengths reset", 1, 5, 20, 132),
-        ("LSTM", "bfloat16", "lengths reset", 1, 9, 37, 132),
+        ("LSTM", "float32", "lengths reset masks", 1, 5, 20, 132),
+        ("LSTM", "float32", "kept", 1, 5, 20, 132),
+        ("LSTM", "bfloat16", "lengths reset shares", 1, 9, 37, 132),
         ("GRU", "tf32", "packed reset", 2, 9, 37, 132),
         ("RNN_TANH", "bfloat16", "reset", 1, 33, 70, 9),
         ("GRU", "bfloat16", "reset", 1, 9, 150, 132),
+        ("GRU", "bfloat16", "padded", 1, 32, 32, 132),  # nothing is padded
     ]
     for tier in ("stepwise", "block", "cluster", "grid")
     if not (tier == "block" and H > 100)
-] + [cases.Case("LSTM", "stepwise", dtype, "lengths reset", 2, N=9, H=37, P=19) for dtype in ("bfloat16", "float32")]
+] + [
+    cases.Case("LSTM", "stepwise", dtype, batch, 2, N=9, H=37, P=P)
+    for dtype in ("bfloat16", "float32")
+    for batch, P in (("lengths reset shares", 19), ("packed reset masks", 9))
+]
 
 SWITCH = """#pragma once
 #include <cstdlib>
 inline const int active_mutant = std::getenv("MUTANT") ? std::atoi(std::getenv("MUTANT")) : 0;
+extern "C" {{
+inline bool came_by[{count}];  // which mutants the kernels have come by
+}}
+inline bool mutant(int number) {{
+#ifndef __SANITIZE_THREAD__
+  came_by[number] = true;
+#endif
+  return active_mutant == number;
+}}
 """
 
 
@@ -151,10 +203,10 @@ def with_switches(text: str, mutants: list[Mutant], begin: int, end: int) -> str
         inside = [m for m in mutants if span[0] <= m.begin and m.end <= span[1] and (m.begin, m.end) != span]
         old = with_switches(text, inside, *span)
         if text[span[1] - 1] == ";":
-            choices = "".join(f"if (active_mutant == {m.number}) {{ {m.new} }} else " for m in here)
+            choices = "".join(f"if (mutant({m.number})) {{ {m.new} }} else " for m in here)
             code = f"{{ {choices}{{ {old} }} }}"
         else:
-            code = f"({''.join(f'active_mutant == {m.number} ? ({m.new}) : ' for m in here)}({old}))"
+            code = f"({''.join(f'mutant({m.number}) ? ({m.new}) : ' for m in here)}({old}))"
         out += text[at : span[0]] + code
         at = span[1]
     return out + text[at:end]
@@ -162,7 +214,7 @@ def with_switches(text: str, mutants: list[Mutant], begin: int, end: int) -> str
 
 def write_mutants(csrc: Path, mutants: list[Mutant]) -> None:
     """Puts all mutants into a copy of csrc."""
-    (csrc / "cuda" / "active_mutant.h").write_text(SWITCH)
+    (csrc / "cuda" / "active_mutant.h").write_text(SWITCH.format(count=len(mutants) + 1))
     for name in {m.file for m in mutants}:
         path = csrc / "cuda" / name
         text = path.read_text()
@@ -171,21 +223,37 @@ def write_mutants(csrc: Path, mutants: list[Mutant]) -> None:
         )
 
 
-def under_all_schedules(library: Path) -> str:
+def as_they_are(library: Path, mutants: list[Mutant]) -> dict[int, list[cases.Case]] | str:
+    """The cases that come by each mutant, the quickest first; or what is wrong with the kernels."""
+    device, those, seconds = layer.Device(library), {m.number: [] for m in mutants}, {}
+    came_by = (ctypes.c_bool * (len(mutants) + 1)).in_dll(device.library, "came_by")
+    for case in tqdm(CASES, as_they_are.__name__):
+        ctypes.memset(came_by, 0, len(came_by))
+        start = time.perf_counter()
+        if wrong := cases.run(case, device):
+            return f"{case}: {wrong[0]}"
+        seconds[case] = time.perf_counter() - start
+        for number, found in those.items():
+            if came_by[number]:
+                found.append(case)
+    return {number: sorted(found, key=seconds.get) for number, found in those.items()}
+
+
+def under_all_schedules(some: list[cases.Case], library: Path) -> str:
     """What betrays the active mutant, or "" if nothing does."""
     device = layer.Device(library)
-    for case in CASES:
+    for case in some:
         if wrong := cases.run(case, device):
             return wrong[0].splitlines()[0]
     return ""
 
 
-def under_sanitizers(library: Path, programs: list[Path]) -> str:
+def under_sanitizers(some: list[cases.Case], library: Path, programs: list[Path]) -> str:
     device = layer.Device(library)
     options = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
     with tempfile.TemporaryDirectory() as folder:
         files = []
-        for case in CASES:
+        for case in some:
             if case.N < 20 and case.H < 100:  # ThreadSanitizer takes 1 MB a CUDA thread
                 device.resize(case.multiprocessors)
                 extension, _ = cases.make_calls(case, device, case.arguments())
@@ -200,8 +268,8 @@ def under_sanitizers(library: Path, programs: list[Path]) -> str:
     return ""
 
 
-def apart(number: int, judge, *args) -> str:
-    """The judgement of a mutant in a process of its own: one library a process, and kernels may crash."""
+def apart(number: int, judge, *args):
+    """What judge(*args) says of a mutant in a process of its own: one library a process, and kernels may crash."""
     receive, send = FORK.Pipe(duplex=False)
 
     def work():
@@ -221,11 +289,11 @@ def apart(number: int, judge, *args) -> str:
         return f"it crashes: exit status {process.exitcode}"
 
 
-def judge_all(mutants: list[Mutant], judge, *args) -> list[Mutant]:
-    """Says what betrays each; returns the survivors."""
+def judge_all(mutants: list[Mutant], those: dict[int, list[cases.Case]], judge, *args) -> list[Mutant]:
+    """Says what betrays each in the cases that come by it; returns the survivors."""
     survivors = []
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 2))) as pool:
-        found = pool.map(lambda mutant: apart(mutant.number, judge, *args), mutants)
+        found = pool.map(lambda mutant: apart(mutant.number, judge, those[mutant.number], *args), mutants)
         for mutant, betrayal in zip(mutants, tqdm(found, judge.__name__, len(mutants)), strict=True):
             if betrayal:
                 tqdm.write(f"{mutant}\n    {betrayal}")
@@ -251,14 +319,15 @@ def main() -> int:
         write_mutants(csrc, everything)
         print("compiling", file=sys.stderr)
         library = cases.library(csrc, TYPES)
-        if wrong := apart(0, under_all_schedules, library):
-            print(f"the kernels are wrong as they are: {wrong}")
+        those = apart(0, as_they_are, library, everything)
+        if isinstance(those, str):
+            print(f"the kernels are wrong as they are: {those}")
             return 1
-        survivors = judge_all(mutants, under_all_schedules, library)
+        survivors = judge_all(mutants, those, under_all_schedules, library)
         if survivors:
             print(f"compiling for the sanitizers; {len(survivors)} survive so far", file=sys.stderr)
             programs = [cases.replay(mode, csrc, TYPES) for mode in ("tsan", "asan")]
-            survivors = judge_all(survivors, under_sanitizers, library, programs)
+            survivors = judge_all(survivors, those, under_sanitizers, library, programs)
     reasons = {m: next((why for part, why in EQUIVALENT if part in str(m)), "") for m in survivors}
     for mutant, reason in reasons.items():
         print(f"{mutant}\n    survives: {reason or 'FOR NO KNOWN REASON'}")

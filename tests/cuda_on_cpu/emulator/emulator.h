@@ -47,6 +47,12 @@ inline dim3 blockDim, gridDim;
 
 namespace emulator {
 
+#ifdef __aarch64__
+using Half = __fp16;
+#else
+using Half = _Float16;
+#endif
+
 enum class Policy : int {
   kRoundRobin,  // in order, each until it waits
   kReverse,     // the last to become ready first

@@ -1,4 +1,5 @@
 // Operations of a whole warp: every lane brings an argument and a place for its result, the last to come computes all.
+#include <bit>
 #include <cstring>
 
 #include "sanitizers.h"
@@ -74,26 +75,11 @@ void compute_shuffle(WarpOperation& warp) {
 
 // ---- tensor cores, with the fragments of the PTX manual
 
-float from_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-#ifdef __aarch64__
-using Half = __fp16;
-#else
-using Half = _Float16;
-#endif
-
 template <Mma kKind>
 float value(uint32_t bits) {
-  if (kKind == Mma::kTf32) return from_bits(bits & 0xffffe000u);  // the hardware ignores the rest
-  if (kKind == Mma::kBfloat16) return from_bits(bits << 16);
-  auto low = static_cast<uint16_t>(bits);
-  Half half;
-  std::memcpy(&half, &low, sizeof half);
-  return static_cast<float>(half);
+  if (kKind == Mma::kTf32) return std::bit_cast<float>(bits & 0xffffe000u);  // the hardware ignores the rest
+  if (kKind == Mma::kBfloat16) return std::bit_cast<float>(bits << 16);
+  return static_cast<float>(std::bit_cast<Half>(static_cast<uint16_t>(bits)));
 }
 
 struct MmaArgument {
