@@ -22,7 +22,7 @@ import torch
 from setuptools import setup
 from torch.utils import cpp_extension
 
-CPU_SOURCES = ["csrc/bindings.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
+CPU_SOURCES = ["csrc/bindings.cpp", "csrc/bindings_sums.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
 HEADERS = sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True))
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bindings_cuda.h"
+#include "bindings_sums.h"
 #include "dispatch.h"
 #include "scan.h"
 
@@ -328,4 +329,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("plan", &layer_plan);
   m.def("scan_forward", &scan_forward);
   m.def("scan_backward", &scan_backward);
+  m.def("sum_over_steps", &sum_over_steps, pybind11::call_guard<pybind11::gil_scoped_release>());
 }

@@ -56,48 +56,16 @@ def gradients(mode, args, weights, y, c_steps, saved, hidden, grads, wanted) -> 
     with _rnn_precision(args[0]):
         if saved is None:
             saved, hidden = _rebuild(mode, args, weights, y, c_steps)
-        return _gradients(mode, args, weights, y, c_steps, saved, hidden, grads, wanted)
-
-
-def _gradients(mode, args, weights, y, c_steps, saved, hidden, grads, wanted) -> list[Tensor | None]:
-    """The kernel emits the gate gradients of every step; every sum over steps is one GEMM here."""
-    x, h0 = args[:2]
-    dgates, h_prev, dh_steps, dh0, dc0, dreset_h, dreset_c = _C.scan_backward(
-        mode, *args, weights, y, c_steps, saved, *grads
-    )
-    dtype, (directions, rows) = x.dtype, dgates.shape[:2]
-    count, gates = len(weights) // directions, GATES[mode]
-    width = weights[0].size(0)  # G*H
-    lead, last = width - width // gates, dgates[0, 0].numel() if rows else width
-    if x.is_cpu and dtype.itemsize == 2 and not _multiplies_halves():
-        x, y, h0, dgates = x.float(), y.float(), h0.float(), dgates.float()
-    h0 = h0.reshape(directions, *h0.shape[-2:])
-    x, y = x.reshape(rows, x.size(-1)), y.reshape(rows, directions, h0.size(-1))
-    dx, dweights = None, []
-    for d in range(directions):
-        planes = dgates[d].flatten(1)  # [R, Q*H]
-        dgates_x = planes[:, :width]
-        # dr is the same as dx but for its last gate, which is the last plane
-        parts = [dgates_x] if last == width else [planes[:, :lead], planes[:, last - width // gates :]]
-        want = iter(wanted[5 + d * count : 5 + (d + 1) * count])
-        if wanted[0]:
-            w_ih = weights[d * count].to(x.dtype)
-            dx = dgates_x @ w_ih if dx is None else dx.addmm_(dgates_x, w_ih)
-        dweights.append(dgates_x.t() @ x if next(want) else None)
-        dweights.append(
-            _concatenate(_times_state_before(part, h_prev, y, h0, d) for part in parts) if next(want) else None
+        dgates, h_prev, dh_steps, *dstates = _C.scan_backward(mode, *args, weights, y, c_steps, saved, *grads)
+        dx, *dweights = _C.sum_over_steps(
+            *args[:2], y, weights, dgates, h_prev, dh_steps, hidden, [wanted[0], *wanted[5:]], _widens(args[0])
         )
-        if count >= 4:
-            db_ih = dgates_x.sum(0)
-            dweights.append(db_ih if next(want) else None)
-            db_hh = db_ih.clone() if last == width else _concatenate(part.sum(0) for part in parts)
-            dweights.append(db_hh if next(want) else None)
-        if projected_weight(weights, directions):
-            dweights.append(dh_steps[d].to(x.dtype).t() @ hidden[d].to(x.dtype) if next(want) else None)
-    dstates = (dh0, dc0, dreset_h, dreset_c)
-    dx = dx.view(args[0].shape) if dx is not None else None
-    found = [dx, *(t if want else None for t, want in zip(dstates, wanted[1:5], strict=True)), *dweights]
-    return [None if t is None else t.to(dtype) for t in found]
+    return [dx, *(t if want else None for t, want in zip(dstates, wanted[1:5], strict=True)), *dweights]
+
+
+def _widens(x: Tensor) -> bool:
+    """Are the sums' products made in float32?"""
+    return x.dtype.itemsize == 2 and x.is_cpu and not _multiplies_halves()
 
 
 @functools.cache
@@ -106,24 +74,6 @@ def _multiplies_halves() -> bool:
     cores reach 171 GFLOP/s in bfloat16 and 335 in float32.
     """
     return torch.cpu._is_amx_tile_supported() or not torch.cpu._is_avx2_supported()
-
-
-def _times_state_before(dr: Tensor, h_prev: Tensor | None, y: Tensor, h0: Tensor, d: int) -> Tensor:
-    """dr^T [.., R] times the hidden state before each step: h_prev [D, R, P], or else y [R, D, P] one step earlier."""
-    if h_prev is not None:
-        return dr.t() @ h_prev[d].to(dr.dtype)
-    rows = dr.size(0)
-    n = min(h0.size(1), rows)
-    if d == 0:
-        first, later, earlier = dr[:n], dr[n:], y[: rows - n, d]
-    else:
-        first, later, earlier = dr[rows - n :], dr[: rows - n], y[n:, d]
-    return (first.t() @ h0[d, :n]).addmm_(later.t(), earlier)
-
-
-def _concatenate(parts) -> Tensor:
-    first, *rest = parts
-    return torch.cat([first, *rest]) if rest else first
 
 
 def _rnn_precision(x: Tensor):

@@ -142,3 +142,19 @@ def test_operators_pass_opcheck_and_gradients_of_both_orders(mode, options):
 
     assert torch.autograd.gradcheck(run, (x, h0, *weights))
     assert torch.autograd.gradgradcheck(run, (x, h0, *weights))
+
+
+@pytest.mark.parametrize("batch", [{}, {"lengths": [300] * 3 + [170]}, {"P": 5}])
+def test_sums_over_more_rows_than_are_widened_at_once(batch):
+    """16-bit rows are multiplied in float32 some at a time: no row at a border is lost or taken twice."""
+    options = {"D": 2, "T": 300, "N": 4, "I": 3, "H": 6, "P": 6, **batch}
+    args = make_layer("LSTM", bias=True, dtype=torch.float64, **options)
+
+    def run(dtype):
+        own = [t.detach().to(dtype).requires_grad_() for t in (*args[1:4], *args[4])]
+        y, *_ = scan.scan("LSTM", *own[:3], own[3:], *args[5:])
+        torch.manual_seed(1)
+        return torch.autograd.grad(y, own, torch.randn(y.shape).to(y))
+
+    for a, b in zip(run(torch.bfloat16), run(torch.float64), strict=True):
+        assert (a - b).abs().max() <= 0.02 * b.abs().max()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedrnn.kernels import GATES
+from fusedrnn.kernels import _C, GATES
 
 POLICIES = ["round-robin", "reverse", "random", "priority"]
 CELLS = list(GATES)  # in the order of CellKind
@@ -185,6 +185,9 @@ class Extension:
                 "hidden": empty(D, R, H, wanted=training and H != P),
             },
         )
+
+    def sum_over_steps(self, *args):
+        return _C.sum_over_steps(*args)
 
     def scan_backward(self, mode, x, *args):
         *args, y, c_steps, saved, dy, dh_n, dc_n, dc_steps = args
