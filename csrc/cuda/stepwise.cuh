@@ -30,9 +30,10 @@ struct StepShared {
   }
 };
 
-// Block x of units, tile y of rows, direction z.
+// Block x of units, tile y of rows, direction z. With one tile of sums, registers suffice for two blocks at once.
 template <class Stage, class Math, int N, class T>
-__global__ void __launch_bounds__(kThreads, 1) step_kernel(Args<T> a, Tiling tiling, Operands<Math> o, int64_t step) {
+__global__ void __launch_bounds__(kThreads, Stage::kTiles == 1 ? 2 : 1)
+    step_kernel(Args<T> a, Tiling tiling, Operands<Math> o, int64_t step) {
   using Operand = typename Math::Operand;
   using Sum = typename Math::Sum;
   using Memory = StepShared<Stage, Math, N>;
