@@ -70,9 +70,9 @@ def _draw(after: Tensor, like: list[Tensor], rates: list[float]) -> list[Tensor]
     return masks
 
 
-_draw_in_graph = torch.library.custom_op(
-    "fusedrnn::draw", _draw, mutates_args=(), tags=torch.Tag.nondeterministic_seeded
-)
+# torch 2.11 takes tags as a sequence only
+_tags = (torch.Tag.nondeterministic_seeded,)
+_draw_in_graph = torch.library.custom_op("fusedrnn::draw", _draw, mutates_args=(), tags=_tags)
 
 
 @_draw_in_graph.register_fake
