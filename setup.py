@@ -46,6 +46,19 @@ def why_no_compiler():
         return done.stderr.strip() or "it failed" if done.returncode else None
 
 
+def nvcc_says(*arguments):
+    nvcc = os.path.join(cpp_extension.CUDA_HOME, "bin", "nvcc")
+    done = subprocess.run([nvcc, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.stdout
+
+
+def see_through_wrapper():
+    """torch looks for the toolkit around the nvcc on the PATH. If that is a script, nvcc itself knows its place."""
+    found = re.search(r"^#\$ TOP=(.+)$", nvcc_says("--dryrun", "-E", "-x", "cu", os.devnull), re.MULTILINE)
+    if found:
+        cpp_extension.CUDA_HOME = os.path.realpath(found[1])
+
+
 def why_no_cuda():
     """Returns what the CUDA part is missing, or None if it can be built."""
     if torch.version.cuda is None:
@@ -54,8 +67,10 @@ def why_no_cuda():
     if not os.path.exists(nvcc):
         return "nvcc is not found (set CUDA_HOME, or put nvcc on the PATH)"
     if not os.path.exists(os.path.join(cpp_extension.CUDA_HOME, "include", "cuda_runtime_api.h")):
+        see_through_wrapper()
+    if not os.path.exists(os.path.join(cpp_extension.CUDA_HOME, "include", "cuda_runtime_api.h")):
         return f"{cpp_extension.CUDA_HOME} has no headers of CUDA (set CUDA_HOME to where the toolkit is)"
-    found = re.search(r"release (\d+)\.", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    found = re.search(r"release (\d+)\.", nvcc_says("--version"))
     if not found or found[1] != torch.version.cuda.split(".")[0]:
         return f"nvcc is of CUDA {found[1] if found else '?'}, but torch was built with CUDA {torch.version.cuda}"
     if not CUDA_SOURCES:

@@ -53,11 +53,34 @@ def test_insisting_on_cuda_without_nvcc_is_an_error(setup, monkeypatch, tmp_path
         setup["with_cuda"]()
 
 
-def test_a_wrapper_of_nvcc_without_the_toolkit_beside_it_is_a_reason(setup, monkeypatch, tmp_path):
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/nvcc").touch()
+def make_nvcc(folder, *said):
+    """A folder that holds a program nvcc, which says the same whatever it is asked."""
+    (folder / "bin").mkdir(parents=True)
+    nvcc = folder / "bin/nvcc"
+    nvcc.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(said) + "\nEND\n")
+    nvcc.chmod(0o755)
+    return str(folder)
+
+
+def make_toolkit(folder, release="13.0"):
+    (folder / "include").mkdir(parents=True)
+    (folder / "include/cuda_runtime_api.h").touch()
+    return make_nvcc(folder, f"Cuda compilation tools, release {release}, V{release}.1")
+
+
+def test_a_wrapper_of_nvcc_is_seen_through(setup, monkeypatch, tmp_path):
+    toolkit = make_toolkit(tmp_path / "toolkit")
+    wrapper = make_nvcc(tmp_path / "wrapper", "#$ _HERE_=nowhere", f"#$ TOP={toolkit}/bin/..", "#$ LIBRARIES=")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(setup["cpp_extension"], "CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(setup["cpp_extension"], "CUDA_HOME", wrapper)
+    replace(monkeypatch, setup, "CUDA_SOURCES", ["a.cu"])
+    assert setup["why_no_cuda"]() is None
+    assert setup["cpp_extension"].CUDA_HOME == os.path.realpath(toolkit)
+
+
+def test_nvcc_without_the_headers_of_its_toolkit_is_a_reason(setup, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(setup["cpp_extension"], "CUDA_HOME", make_nvcc(tmp_path))
     assert "no headers of CUDA" in setup["why_no_cuda"]()
 
 
@@ -74,15 +97,9 @@ def test_a_wrapper_of_nvcc_without_the_toolkit_beside_it_is_a_reason(setup, monk
 def test_cuda_is_built_iff_nvcc_and_torch_agree_and_nobody_objects(
     setup, monkeypatch, tmp_path, override, release, sources, built
 ):
-    (tmp_path / "bin").mkdir()
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.1'\n")
-    nvcc.chmod(0o755)
-    (tmp_path / "include").mkdir()
-    (tmp_path / "include/cuda_runtime_api.h").touch()
     monkeypatch.setenv("FUSEDRNN_CUDA", override)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(setup["cpp_extension"], "CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(setup["cpp_extension"], "CUDA_HOME", make_toolkit(tmp_path, release))
     replace(monkeypatch, setup, "CUDA_SOURCES", sources)
     assert setup["with_cuda"]() is built
 
