@@ -7,14 +7,30 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 BIN := .venv/bin
 # pip's name for the wanted torch, as a file name: another TORCH is another stamp
-TORCH_STAMP := .venv/.$(shell printf %s "$(TORCH)" | tr -c 'A-Za-z0-9.' _)
+stamp = $1/.$(shell printf %s "$2" | tr -c 'A-Za-z0-9.' _)
+TORCH_STAMP := $(call stamp,.venv,$(TORCH))
 SOURCES := $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
 CUDA_ON_CPU := $(wildcard $(foreach kind,*.h *.cpp *.cu,tests/cuda_on_cpu/$(kind) tests/cuda_on_cpu/*/$(kind)))
 ASAN := build/asan
+# The oldest torch that will do, as a CUDA build: the registry's is one. It is 4 GB, in an environment of its own.
+CUDA_TORCH ?= torch==2.11.0
+CUDA := build/cuda
+CUDA_BIN := .venv-cuda/bin
+CUDA_STAMP := $(call stamp,.venv-cuda,$(CUDA_TORCH))
+NVCC := $(shell command -v $${CUDA_HOME:+$$CUDA_HOME/bin/}nvcc)
+
+# A tree to build in that leaves the extension in fusedrnn/ alone. What was built there stays, and is up to date or not.
+define copy_to
+mkdir -p $1/fusedrnn
+rm -rf $1/csrc $1/tests
+cp -p setup.py pyproject.toml README.md LICENSE $1
+cp -pr csrc tests $1
+cp -p fusedrnn/*.py $1/fusedrnn
+endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test demo bench lint asan mutants cuda-check clean
+.PHONY: help build test demo bench lint asan mutants cuda-check cuda-build clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s'#'
@@ -38,11 +54,7 @@ lint: .venv/.lint ## ruff and clang-format, changing nothing
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(CUDA_ON_CPU)
 
 asan: build ## the tests of scan under AddressSanitizer and UBSan, in build/asan
-	mkdir -p $(ASAN)
-	rm -rf $(ASAN)/csrc $(ASAN)/tests
-	cp -p setup.py pyproject.toml README.md LICENSE $(ASAN)
-	cp -pr csrc tests $(ASAN)
-	mkdir -p $(ASAN)/fusedrnn && cp -p fusedrnn/*.py $(ASAN)/fusedrnn
+	$(call copy_to,$(ASAN))
 	cd $(ASAN) && FUSEDRNN_SANITIZE=1 FUSEDRNN_CUDA=0 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd $(ASAN) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
@@ -54,9 +66,23 @@ mutants: build ## break the CUDA kernels in every place that a test must notice,
 cuda-check: ## compile every CUDA kernel for sm_80 and sm_90: no warning, no spill (needs nvcc, no GPU)
 	.ci/cuda-check
 
+cuda-build: ## the whole extension beside a CUDA build of torch, in .venv-cuda and build/cuda (needs nvcc, no GPU)
+ifeq ($(NVCC),)
+	@echo "cuda-build: SKIPPED, nvcc is not on the PATH (and CUDA_HOME is $${CUDA_HOME:-not set})"
+else
+	$(MAKE) --no-print-directory $(CUDA_STAMP)
+	$(call copy_to,$(CUDA))
+	cd $(CUDA) && export FUSEDRNN_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 && \
+	{ $(CURDIR)/$(CUDA_BIN)/python setup.py -q build_ext --inplace >build.log 2>&1 || { cat build.log; exit 1; } } && \
+	! grep 'csrc/[^ ]*: warning' build.log && \
+	$(CURDIR)/$(CUDA_BIN)/python -m fusedrnn.info && \
+	$(CURDIR)/$(CUDA_BIN)/python -m pytest -q -p no:cacheprovider \
+	  tests/test_info.py tests/test_options.py tests/test_transforms.py $(ARGS)
+endif
+
 clean: ## remove what was built; .venv stays (rm -rf .venv to start anew)
 	rm -rf build *.egg-info fusedrnn/_C*.so .venv/.built .venv/.installed
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 # The stamps. torch comes first and alone: nothing after it may replace it.
 
@@ -88,4 +114,9 @@ $(TORCH_STAMP): | .venv/bin/python
 
 .venv/.lint: pyproject.toml | .venv/bin/python
 	$(BIN)/pip install -q $$(sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",' )
+	touch $@
+
+$(CUDA_STAMP):
+	$(PYTHON) -m venv --clear .venv-cuda
+	$(CUDA_BIN)/pip install -q '$(CUDA_TORCH)' 'setuptools>=77' wheel ninja numpy pytest
 	touch $@

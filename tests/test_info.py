@@ -56,3 +56,11 @@ def test_a_cuda_build_names_its_version_and_architectures(monkeypatch):
     found = info.info()
     assert found["CUDA part"] == "built with CUDA 12.8 for 8.0;9.0+PTX"
     assert found["kernels"] == "CPU and CUDA"
+
+
+@pytest.mark.skipif(os.environ.get("FUSEDRNN_CUDA") != "1", reason="nobody asks for CUDA: FUSEDRNN_CUDA=1 is not set")
+def test_an_extension_that_was_built_with_cuda_is_complete():
+    assert kernels.extension_error is None
+    assert info.info()["kernels"] == "CPU and CUDA"
+    assert kernels._C.cuda_version // 1000 == int(torch.version.cuda.split(".")[0])
+    assert kernels._C.cuda_archs == os.environ["TORCH_CUDA_ARCH_LIST"]
