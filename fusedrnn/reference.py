@@ -85,10 +85,10 @@ def scan(
     shape = x.shape[:-1]
     lstm = c0 is not None
     return (
-        torch.cat(y, dim=-1).reshape(*shape, -1),
+        torch.cat(y, dim=-1).unflatten(0, shape),
         torch.stack(h_n),
         torch.stack(c_n) if lstm else None,
-        torch.cat(c_sequence, dim=-1).reshape(*shape, -1) if lstm else None,
+        torch.cat(c_sequence, dim=-1).unflatten(0, shape) if lstm else None,
     )
 
 
