@@ -63,34 +63,28 @@ Device this_device() {
   return {ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin), 10 * major + minor};
 }
 
-// Makes a plan and runs it; a plan for which the device has no room now makes way for the next tier's.
 template <class F>
 void launch(const Job& job, const Tensor& x, F&& scan) {
   c10::cuda::CUDAGuard guard(x.device());
-  const Device device = this_device();
   const char* forced = std::getenv("FUSEDRNN_PLAN");
-  const bool free = !forced || !*forced;
-  Plan plan = free ? make_plan(job, device) : make_forced_plan(job, device, forced);
   Tensor memory;
   auto allocate = [&](size_t bytes) {
     memory = at::empty({static_cast<int64_t>(bytes)}, x.options().dtype(at::kByte));
     return memory.data_ptr();
   };
   void* stream = c10::cuda::getCurrentCUDAStream(x.get_device()).stream();
-  for (;;) {
-    int error = scan(CudaRun{plan, rnn_uses_tf32(), stream, allocate});
-    if (error == 0) return;
-    if (error == kNoRoom && free) {
-      plan = make_plan(job, device, static_cast<Tier>(static_cast<int>(plan.tier) + 1));
-      continue;
-    }
-    const Shape& s = job.shape;
-    const char* what = error == kNoRoom ? "not all of its blocks can run at once"
-                                        : cudaGetErrorString(static_cast<cudaError_t>(error));
-    TORCH_CHECK(false, "fusedrnn: the ", kTierNames[static_cast<int>(plan.tier)],
-                job.backward ? " backward" : " forward", " kernel for T=", s.steps, ", N=", s.rows, ", H=", s.hidden,
-                ", P=", s.projected, ", D=", s.directions, ", ", x.scalar_type(), " failed: ", what);
-  }
+  Plan plan;
+  const int error = run_planned(job, this_device(), forced ? forced : "", &plan, [&](const Plan& chosen) {
+    return scan(CudaRun{chosen, rnn_uses_tf32(), stream, allocate});
+  });
+  if (error == 0) return;
+  cudaGetLastError();  // said here; torch would say it again at its next launch
+  const Shape& s = job.shape;
+  const char* what =
+      error == kNoRoom ? "not all of its blocks can run at once" : cudaGetErrorString(static_cast<cudaError_t>(error));
+  TORCH_CHECK(false, "fusedrnn: the ", kTierNames[static_cast<int>(plan.tier)], job.backward ? " backward" : " forward",
+              " kernel for T=", s.steps, ", N=", s.rows, ", H=", s.hidden, ", P=", s.projected, ", D=", s.directions,
+              ", ", x.scalar_type(), " failed: ", what);
 }
 
 }  // namespace

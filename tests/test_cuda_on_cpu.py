@@ -9,6 +9,9 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 from cuda_on_cpu import build, cases, layer
+from tolerances import EXACT, distance
+
+from fusedrnn import kernels
 
 MODES = list(layer.CELLS)
 TIERS = ["stepwise", "block", "cluster", "grid"]
@@ -94,6 +97,62 @@ def test_the_smallest_and_the_longest(pool, tier):
         cases.Case("LSTM", tier, "float32", "kept"),
         cases.Case("GRU", tier, "bfloat16", "lengths kept", D=2),
     ]
+    assert complaints(pool, some) == {}
+
+
+@every_tier
+def test_nothing_to_do(pool, tier):
+    some = [
+        cases.Case(mode, tier, dtype, batch, D=2, **sizes)
+        for mode, dtype in [("LSTM", "float64"), ("GRU", "bfloat16")]
+        for batch, sizes in [("padded", {"N": 0}), ("lengths reset", {"T": 0}), ("packed fewer reset masks", {"N": 6})]
+    ]
+    assert complaints(pool, some) == {}
+
+
+def test_more_steps_than_a_grid_has_blocks():
+    device, case = layer.Device(cases.library()), cases.Case("GRU", "block", "float64", T=66_000, N=1, I=1, H=1)
+    device.schedule("round-robin", 1)
+    mode, x, h0, c0, weights, *masks = (t.detach() if isinstance(t, torch.Tensor) else t for t in case.arguments())
+    results = []
+    for kernel in (layer.Extension(device, case.tier), kernels._C):
+        y, h_n, _, c_steps, saved, _ = kernel.scan_forward(mode, True, False, x, h0, c0, *masks, weights)
+        gradients = kernel.scan_backward(
+            mode, x, h0, c0, *masks, weights, y, c_steps, saved, x.expand_as(y), h0, None, None
+        )
+        results.append((y, h_n, gradients[0], gradients[3]))
+    for ours, cpu in zip(*results, strict=True):
+        assert distance(ours, cpu) <= EXACT[case.dtype]
+
+
+@pytest.mark.parametrize(
+    "capability, taken, tier", [(90, 0, "cluster"), (90, 131, "stepwise"), (80, 0, "grid"), (80, 130, "stepwise")]
+)
+def test_where_there_is_no_room_now_another_tier_takes_the_layer(capability, taken, tier):
+    device, case = layer.Device(cases.library()), cases.Case("LSTM", "", "float64", H=53, N=9)
+    device.resize(shared_bytes=101376, capability=capability, taken=taken)
+    extension, wrong = cases.make_calls(case, device, case.arguments())
+    assert not wrong
+    assert [call.plan.split(",")[0] for call in extension.calls] == [tier] * 2
+
+
+@pytest.mark.parametrize("tier", ["cluster", "grid"])
+def test_a_tier_that_was_named_and_has_no_room_now_is_an_error(tier):
+    device, case = layer.Device(cases.library()), cases.Case("LSTM", tier, "float64", H=53, N=9)
+    device.resize(taken=131)
+    with pytest.raises(layer.EmulatorError, match=f"error -1 .{tier}"):
+        cases.make_calls(case, device, case.arguments())
+
+
+@every_tier
+def test_indices_beyond_32_bits_and_arrays_that_are_not_aligned(pool, tier):
+    some = [
+        cases.Case("LSTM", tier, "float64", "lengths reset masks far", D=2),
+        cases.Case("GRU", tier, "bfloat16", "reset masks far", D=2, H=33),
+        cases.Case("RNN_RELU", tier, "float32", "lengths far"),
+    ]
+    if tier == "stepwise":
+        some.append(cases.Case("LSTM", tier, "float16", "lengths reset masks far", D=2, P=9))
     assert complaints(pool, some) == {}
 
 

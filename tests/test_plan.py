@@ -89,6 +89,17 @@ def test_a_tier_that_does_not_exist_is_an_error():
         plan(H100, forced="fast")
 
 
+def test_too_little_shared_memory_is_an_error_and_not_a_launch():
+    for device, mode, bytes in itertools.product([(132, 16384, 90), (58, 0, 80)], ["LSTM", "GRU"], [2, 4, 8]):
+        with pytest.raises(ValueError, match=f"a device with {device[1]} bytes of shared memory a block cannot run"):
+            plan(device, mode, bytes=bytes)
+
+
+def test_the_number_of_steps_is_in_no_grid():
+    for H, N, backward in itertools.product((64, 256, 1024, 3000), (1, 64), (False, True)):
+        assert plan(H100, H=H, N=N, backward=backward, T=2**40) == plan(H100, H=H, N=N, backward=backward, T=4)
+
+
 def test_a_batch_beyond_every_grid_is_an_error_and_not_a_launch():
     with pytest.raises(ValueError, match="cannot run a batch of 3000000 rows"):
         plan(H100, N=3_000_000)

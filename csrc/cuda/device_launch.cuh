@@ -101,11 +101,16 @@ inline Error resident_blocks(const Launch& launch, void (*kernel)(P...), int* bl
   return error;
 }
 
-// How many clusters of this launch run at once; 0 where the device has no clusters or none as large.
+// How many clusters of this launch run at once; 0 where the device has no clusters or none as large, or runs what was
+// compiled for one that has none.
 template <class... P>
 inline Error resident_clusters(const Launch& launch, void (*kernel)(P...), int* clusters) {
-  Error error = permit(kernel, launch);
+  cudaFuncAttributes compiled;
+  Error error = cudaFuncGetAttributes(&compiled, kernel);
+  if (error == cudaSuccess) error = permit(kernel, launch);
   if (error != cudaSuccess) return error;
+  *clusters = 0;
+  if (compiled.ptxVersion < 90) return cudaSuccess;
   LaunchConfig prepared(launch);
   return cudaOccupancyMaxActiveClusters(clusters, kernel, &prepared.config);
 }

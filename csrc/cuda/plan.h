@@ -173,4 +173,18 @@ inline Plan make_forced_plan(const Job& job, const Device& device, const std::st
   throw std::invalid_argument("FUSEDRNN_PLAN=" + name + " is none of block, cluster, grid, stepwise");
 }
 
+// Makes a plan and calls run(plan), which returns 0 or an error; a plan for which the device has no room now makes way
+// for the next tier's, unless its tier was named. Returns the last error, with the plan that it is of.
+template <class F>
+int run_planned(const Job& job, const Device& device, const std::string& forced, Plan* plan, F&& run) {
+  if (!forced.empty()) return run(*plan = make_forced_plan(job, device, forced));
+  *plan = make_plan(job, device);
+  int error = run(*plan);
+  while (error == kNoRoom && plan->tier != Tier::kStepwise) {
+    *plan = make_plan(job, device, static_cast<Tier>(static_cast<int>(plan->tier) + 1));
+    error = run(*plan);
+  }
+  return error;
+}
+
 }  // namespace fusedrnn

@@ -22,7 +22,9 @@ class Case:
     mode: str
     tier: str  # "": the plan's choice
     dtype: str  # of torch, or tf32
-    batch: str = "padded"  # packed, lengths, reset, or all that go together; and of zoneout masks, shares or kept
+    # packed (fewer: rows than states), lengths, reset, or all that go together; of zoneout masks, shares or kept; far:
+    # also as Call.far()
+    batch: str = "padded"
     D: int = 1
     T: int = 4
     N: int = 5
@@ -50,7 +52,8 @@ class Case:
             weights += [leaf(G * self.H, self.I, scale=0.5), leaf(G * self.H, P, scale=P**-0.5)]
             weights += [leaf(G * self.H), leaf(G * self.H)] if self.bias else []
             weights += [leaf(P, self.H, scale=self.H**-0.5)] if self.P else []
-        sizes = [max(1, self.N - 2 * t) for t in range(self.T)] if "packed" in self.batch else None
+        first = self.N - 3 * ("fewer" in self.batch)
+        sizes = [max(1, first - 2 * t) for t in range(self.T)] if "packed" in self.batch else None
         lengths = torch.randint(self.T + 1, (self.N,), generator=random) if "lengths" in self.batch else None
         shape = (sum(sizes),) if sizes else (self.T, self.N)
         reset = "reset" in self.batch
@@ -117,7 +120,7 @@ def compare(case: Case, extension: Extension, args: tuple, forward: list, grads:
     x, h0, c0, *masks = map(exact, (x, h0, c0, *masks))
     weights = [exact(w) for w in weights]
     outputs = reference.scan(mode, x, h0, c0, weights, *masks)
-    pairs = [(t, g.double()) for t, g in zip(outputs, grads, strict=True) if g is not None]
+    pairs = [(t, g.double()) for t, g in zip(outputs, grads, strict=True) if g is not None and t.requires_grad]
     inputs = [t for t in (x, h0, c0, *masks[3:5], *weights) if t is not None]
     derived = torch.autograd.grad([t for t, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True)
     derived = [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, derived, strict=True)]
@@ -144,6 +147,10 @@ def run(case: Case, device: Device) -> list[str]:
         complaints += [f"without gradients, {name} is another" for name in forward.changed(extension.calls[0])]
         if "kept" in case.batch and not torch.equal(forward.arrays["h_n"], forward.arrays["h0"]):
             complaints.append("h_n is not the very h0")
+        if "far" in case.batch:
+            for call in extension.calls:
+                again = call.near(device.run(call.far()))
+                complaints += [f"{name} is another beyond 32 bits" for name in call.changed(again)]
         for schedule in SCHEDULES[1:]:
             device.schedule(*schedule)
             for call in extension.calls:

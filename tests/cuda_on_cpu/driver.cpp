@@ -87,13 +87,7 @@ struct Free {
 template <class T>
 int run(CellKind cell, bool tf32, const std::string& tier, bool backward, const Shape& shape, const Arrays& arrays,
         std::string* plan_text) {
-  const emulator::Device& d = emulator::config.device;
-  Device device{d.multiprocessors, d.shared_bytes, d.capability};
-  Job job{backward, cell_sizes(cell), shape, sizeof(T)};
-  Plan plan = tier.empty() ? make_plan(job, device) : make_forced_plan(job, device, tier);
-  *plan_text = std::string(kTierNames[static_cast<int>(plan.tier)]) + ", " + std::to_string(plan.groups) + " groups, " +
-               std::to_string(plan.blocks) + " blocks, " + std::to_string(plan.row_tiles) + " row tiles, " +
-               std::to_string(plan.replicas) + " replicas";
+  const emulator::Device all = emulator::config.device;
   std::unique_ptr<void, Free> scratch;
   auto allocate = [&](size_t bytes) {  // as torch does: aligned, full of what was there
     constexpr size_t kAlignment = 256;
@@ -102,9 +96,22 @@ int run(CellKind cell, bool tf32, const std::string& tier, bool backward, const 
     std::memset(scratch.get(), 0xff, bytes);
     return scratch.get();
   };
-  CudaRun run{plan, tf32, nullptr, allocate};
-  ScanParams<T> params = params_of<T>(shape, arrays);
-  return backward ? scan_backward_cuda(cell, params, grads_of<T>(arrays), run) : scan_forward_cuda(cell, params, run);
+  const ScanParams<T> params = params_of<T>(shape, arrays);
+  const Device device{all.multiprocessors, all.shared_bytes, all.capability};
+  Plan plan;
+  const int error =
+      run_planned({backward, cell_sizes(cell), shape, sizeof(T)}, device, tier, &plan, [&](const Plan& p) {
+        const CudaRun run{p, tf32, nullptr, allocate};
+        emulator::config.device.shared_bytes = static_cast<int>(p.shared_bytes);  // more than was planned is refused
+        const int error = backward ? scan_backward_cuda(cell, params, grads_of<T>(arrays), run)
+                                   : scan_forward_cuda(cell, params, run);
+        emulator::config.device = all;
+        return error;
+      });
+  *plan_text = std::string(kTierNames[static_cast<int>(plan.tier)]) + ", " + std::to_string(plan.groups) + " groups, " +
+               std::to_string(plan.blocks) + " blocks, " + std::to_string(plan.row_tiles) + " row tiles, " +
+               std::to_string(plan.replicas) + " replicas";
+  return error;
 }
 
 // Calls f with a value of the type of this number.
@@ -155,8 +162,8 @@ void set_schedule(int policy, uint64_t seed) {
   emulator::config.seed = seed;
 }
 
-void set_device(int multiprocessors, int shared_bytes, int capability) {
-  emulator::config.device = {multiprocessors, shared_bytes, capability};
+void set_device(int multiprocessors, int shared_bytes, int capability, int taken) {
+  emulator::config.device = {multiprocessors, shared_bytes, capability, taken};
 }
 
 void cell_step(int cell, int backward, int64_t count, const double* const* in, double* const* state,

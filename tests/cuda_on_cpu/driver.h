@@ -12,7 +12,7 @@ const char* run_layer(int cell, int type, int tf32, const char* tier, int backwa
 const char* last_plan();
 
 void set_schedule(int policy, uint64_t seed);
-void set_device(int multiprocessors, int shared_bytes, int capability);
+void set_device(int multiprocessors, int shared_bytes, int capability, int taken);
 
 // One step of `count` units in double, by the arguments of csrc/cells.h: in is x, r (backward: saved, prev), one array
 // a plane; state is s (ds); out is saved (dgates).

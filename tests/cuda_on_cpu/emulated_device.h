@@ -81,7 +81,7 @@ inline Error launch(const Launch& launch, void (*kernel)(P...), A&&... args) {
 
 template <class... P>
 inline Error resident_blocks(const Launch& launch, void (*)(P...), int* blocks) {
-  *blocks = emulator::resident_blocks_per_multiprocessor(launch) * emulator::config.device.multiprocessors;
+  *blocks = emulator::resident_blocks(launch);
   return kSuccess;
 }
 

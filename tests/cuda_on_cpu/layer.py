@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from fusedrnn.kernels import _C, GATES
 POLICIES = ["round-robin", "reverse", "random", "priority"]
 CELLS = list(GATES)  # in the order of CellKind
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+# arrays with a row for every step of every row: [D, R, ...] if true, else [R, D, ...]
+BY_ROWS = dict.fromkeys(("gates_x", "saved", "hidden", "dgates", "h_prev", "dh_steps"), True)
+BY_ROWS |= dict.fromkeys(("y", "c_steps", "dy", "dc_steps", "reset", "zone_h", "zone_c"), False)
+FAR = 2**30 + 1  # rows
+MAP_NORESERVE = 0x4000  # of Linux
 PLANES = {"LSTM": 4, "GRU": 4, "RNN_TANH": 1, "RNN_RELU": 1}  # saved values, and gate gradients
 
 
@@ -31,8 +37,10 @@ class Device:
         self.resize()
         self.schedule("random", 1)
 
-    def resize(self, multiprocessors: int = 132, shared_bytes: int = 232448, capability: int = 90) -> None:
-        self.library.set_device(multiprocessors, shared_bytes, capability)
+    def resize(
+        self, multiprocessors: int = 132, shared_bytes: int = 232448, capability: int = 90, taken: int = 0
+    ) -> None:
+        self.library.set_device(multiprocessors, shared_bytes, capability, taken)
 
     def schedule(self, policy: str, seed: int) -> None:
         self.library.set_schedule(POLICIES.index(policy), ctypes.c_uint64(seed))
@@ -56,6 +64,10 @@ class Device:
         if error:
             raise EmulatorError(error.decode())
         call.plan = self.library.last_plan().decode()
+        if call.sizes[0] == 0 and not call.backward:  # no step, no kernel that would put the states down
+            for state in ("h", "c"):
+                if call.arrays[f"{state}_n"] is not None:
+                    call.arrays[f"{state}_n"].copy_(call.arrays[f"{state}0"])
         return call
 
     def cell_step(self, mode: str, backward: bool, given: list[Tensor], state: list[Tensor], planes: int):
@@ -90,6 +102,42 @@ class Call:
             if "saved" in fresh:
                 fresh["saved"] = fresh["gates_x"].view_as(self.arrays["saved"])
         return replace(self, arrays=self.arrays | fresh)
+
+    def far(self) -> Call:
+        """The same with the rows of a step so far from those of the next that 32 bits cannot count them, and with
+        arrays at the oddest addresses that their elements may have. For batches that are not packed.
+        """
+        T, N, _, *widths = self.sizes
+        call = self.fresh()
+        arrays = {name: self._moved(name, t) for name, t in call.arrays.items() if t is not None}
+        if "saved" in self.results:
+            arrays["saved"] = arrays["gates_x"]
+        arrays["offsets"] = torch.arange(T + 1) * FAR
+        return replace(call, sizes=[T, N, T * FAR, *widths], arrays=arrays)
+
+    def _moved(self, name: str, t: Tensor) -> Tensor:
+        if name not in BY_ROWS:
+            return torch.cat([t.flatten()[:1], t.flatten()])[1:].view_as(t)
+        near = self._by_steps(name, t)
+        directions, T, _, width = near.shape
+        count = directions * T * FAR * width + 1
+        # address space without memory, but where something is written
+        space = mmap.mmap(-1, count * t.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+        far = torch.frombuffer(space, dtype=t.dtype)[1:].view(directions, T, FAR, width)
+        far[:, :, : near.size(2)] = near
+        return far
+
+    def _by_steps(self, name: str, t: Tensor) -> Tensor:
+        T, N, *_, D = self.sizes
+        return t.reshape(D if BY_ROWS[name] else 1, T, N, -1)
+
+    def near(self, far: Call) -> Call:
+        """The results of self.far() in arrays like those here."""
+        N, results = self.sizes[1], {}
+        for name in self.results:
+            t = far.arrays[name]
+            results[name] = (t[:, :, :N] if name in BY_ROWS else t).reshape(self.arrays[name].shape)
+        return replace(self, arrays=self.arrays | results)
 
     def changed(self, other: Call) -> list[str]:
         """Names of results whose bits are not the other's."""

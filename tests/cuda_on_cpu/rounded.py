@@ -55,10 +55,13 @@ class Check:
     def rows(self, t: int) -> slice:
         return slice(self.starts[t], self.starts[t] + self.sizes[t])
 
+    def stored(self, name: str, d: int) -> Tensor:
+        """[R, width] of one direction of [R, D * width]."""
+        t = self.a[name]
+        return t.reshape(self.R, self.D, t.size(-1) // self.D)[:, d]
+
     def direction(self, name: str, d: int) -> Tensor | None:
-        """[R, width] of one direction of [R, D * width], as float64."""
-        t = self.a.get(name)
-        return None if t is None else t.reshape(self.R, self.D, -1)[:, d].double()
+        return None if self.a.get(name) is None else self.stored(name, d).double()
 
     def alive(self, t: int) -> Tensor:
         lengths, n = self.a["lengths"], self.sizes[t]
@@ -116,7 +119,7 @@ class Check:
             n, rows, alive = self.sizes[t], self.rows(t), self.alive(t)
             h_prev = before[t][0]
             r = self.operand(self.masked(h_prev, d)) @ w_hh.T + (0 if b_hh is None else b_hh.double())
-            x = self.call.gates_x[d, rows].double().view(n, -1, self.H)[:, :G]
+            x = self.call.gates_x[d, rows].double().unflatten(1, (-1, self.H))[:, :G]
             state = [h_prev if w_hr is None else torch.zeros(n, self.H, dtype=torch.float64)]
             if lstm:
                 c_before = c[:n]
@@ -130,10 +133,10 @@ class Check:
                 self.near(at + "hidden", a["hidden"][d, rows], h.where(alive, 0))
                 h = self.operand(a["hidden"][d, rows]) @ self.operand(w_hr).T
             h = torch.lerp(h, h_prev, self.share_kept("h", t, d))
-            self.near(at + "y", a["y"].reshape(self.R, self.D, -1)[rows, d], h.where(alive, 0))
+            self.near(at + "y", self.stored("y", d)[rows], h.where(alive, 0))
             if lstm:
                 c_new = [torch.lerp(c_new[0], c_prev, self.share_kept("c", t, d))]
-                self.near(at + "c_steps", a["c_steps"].reshape(self.R, self.D, -1)[rows, d], c_new[0].where(alive, 0))
+                self.near(at + "c_steps", self.stored("c_steps", d)[rows], c_new[0].where(alive, 0))
                 c = torch.cat([torch.where(alive, c_new[0], c_before), c[n:]])
         self.equal(f"direction {d}: h_n", a["h_n"][d], h_end)
         if lstm:

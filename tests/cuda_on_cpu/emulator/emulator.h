@@ -64,6 +64,7 @@ struct Device {
   int multiprocessors = 132;
   int shared_bytes = 232448;  // 227 KiB: the most one block may have; a multiprocessor has 1 KiB more
   int capability = 90;        // 90 for compute capability 9.0
+  int taken = 0;              // multiprocessors that others hold: what asks for room finds out
 };
 
 struct Config {
@@ -103,7 +104,7 @@ Error run(const Launch& launch, void (*body)(void*), void* args);
 const std::string& report();
 void clear_report();
 
-int resident_blocks_per_multiprocessor(const Launch& launch);
+int resident_blocks(const Launch& launch);  // that run at once on the whole device
 
 // Where in the kernel's source something happens: the last, defaulted argument of what kernels call.
 struct Site {

@@ -155,7 +155,7 @@ Error check(const Launch& launch) {
     return refuse(kInvalidConfiguration, "clusters of " + std::to_string(launch.cluster) + " in a grid of " +
                                              std::to_string(launch.grid.x) + " on capability " +
                                              std::to_string(config.device.capability));
-  size_t resident = size_t(resident_blocks_per_multiprocessor(launch)) * config.device.multiprocessors;
+  size_t resident = size_t(resident_blocks(launch));
   if (launch.cooperative && blocks > resident)
     return refuse(kCooperativeLaunchTooLarge,
                   std::to_string(blocks) + " cooperative blocks, " + std::to_string(resident) + " fit");
@@ -164,10 +164,11 @@ Error check(const Launch& launch) {
 
 }  // namespace
 
-int resident_blocks_per_multiprocessor(const Launch& launch) {
+int resident_blocks(const Launch& launch) {
   constexpr size_t kThreads = 2048, kBlocks = 32, kReserved = 1 << 10;  // of a multiprocessor; bytes of each block
   size_t shared = (config.device.shared_bytes + kReserved) / (launch.shared_bytes + kReserved);
-  return int(std::min({kBlocks, kThreads / launch.block.count(), shared}));
+  size_t of_each = std::min({kBlocks, kThreads / launch.block.count(), shared});
+  return int(of_each) * (config.device.multiprocessors - config.device.taken);
 }
 
 const std::string& report() { return machine.report; }
