@@ -59,7 +59,7 @@ class Layer {
       : kind(cell_kind(mode)), sizes(cell_sizes(kind)), options(x.options()) {
     check(x.is_cpu() || (kWithCuda && x.is_cuda()), "there are compiled kernels for the CPU",
           kWithCuda ? " and CUDA" : "", ", got a tensor on ", x.device());
-    one_step = h0.dim() == 2 && !batch_sizes;
+    one_step = h0.dim() == 2 && !batch_sizes && !lengths && !reset;
     check(x.dim() == (batch_sizes || one_step ? 2 : 3),
           "x must be [T, N, I], [R, I] with batch_sizes, or [N, I] with h0 [N, P]; got ", x.sizes());
     check(one_step || (h0.dim() == 3 && h0.size(0) >= 1 && h0.size(0) <= 2), "h0 must be [D, N, P] with D 1 or 2, got ",
@@ -208,7 +208,7 @@ class Layer {
   }
 };
 
-// Returns y, h_n, c_n, c_steps, saved, hidden: the last two only when training, c only of an LSTM.
+// Returns y, h_n (unless y is it), c_n, c_steps, saved, hidden: the last two only when training, c only of an LSTM.
 std::vector<Tensor> scan_forward(const std::string& mode, bool training, bool c_sequence, const Tensor& x,
                                  const Tensor& h0, const optional<Tensor>& c0, const optional<Tensor>& batch_sizes,
                                  const optional<Tensor>& lengths, const optional<Tensor>& reset,
@@ -218,7 +218,7 @@ std::vector<Tensor> scan_forward(const std::string& mode, bool training, bool c_
   Layer layer(mode, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights);
   layer.regularise(h_mask, zone_h, zone_c);
   const Shape& s = layer.shape;
-  Tensor y = layer.empty(layer.sequence(s.projected)), h_n = layer.empty(layer.h0.sizes());
+  Tensor y = layer.empty(layer.sequence(s.projected)), h_n = layer.one_step ? y : layer.empty(layer.h0.sizes());
   Tensor c_n, c_steps, saved, hidden;
   if (layer.has_cell_state()) {
     c_n = layer.empty(layer.c0.sizes());
@@ -247,7 +247,7 @@ std::vector<Tensor> scan_forward(const std::string& mode, bool training, bool c_
       if (x.is_cuda()) return run_forward(layer.kind, p, x);
     scan_forward_cpu(layer.kind, p);
   });
-  return {y, h_n, c_n, c_steps, saved, hidden};
+  return {y, layer.one_step ? Tensor() : h_n, c_n, c_steps, saved, hidden};
 }
 
 // Tier, groups, blocks, row tiles, replicas and shared bytes of the plan for a layer on a device, for tests.

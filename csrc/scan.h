@@ -74,7 +74,7 @@ struct ScanParams {
   T* c_steps;  // [R, D, H] or null   cell state after every step; backward needs it
   T* saved;    // [D, R, A, H] or null   backward needs it
   T* hidden;   // [D, R, H] or null   hidden state before projection; the gradient of w_hr needs it
-  T* h_n;      // [D, N, P]
+  T* h_n;      // [D, N, P]   or y, of one step
   T* c_n;      // [D, N, H]
 };
 

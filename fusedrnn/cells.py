@@ -16,18 +16,20 @@ def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, h: Tensor | None, c: Tenso
     weights = [own[name] if name in own else getattr(cell, name) for name in WEIGHTS]
     if weights[2] is None:
         del weights[2:]
-    w, lstm, unbatched = weights[0], mode == "LSTM", x.dim() == 1
+    w, lstm, size = weights[0], mode == "LSTM", x.shape
+    unbatched = len(size) == 1
     if unbatched:
         x, h, c = (None if t is None else t.unsqueeze(0) for t in (x, h, c))
-    if x.dim() != 2 or x.shape[1] != w.shape[1] or not alike(x, w):
+        size = x.shape
+    if len(size) != 2 or size[1] != w.shape[1] or not alike(x, w):
         return None
-    size = x.shape[0], cell.hidden_size
+    size = size[0], cell.hidden_size
     if h is None:
         h = x.new_zeros(size)
         c = h if lstm else None
     elif not (fits(h, size, w) and (not lstm or fits(c, size, w))):
         return None
-    _, h, c, _ = scan(mode, x, h, c, weights)
+    h, _, c, _ = scan(mode, x, h, c, weights)
     if unbatched:
         h, c = h.squeeze(0), None if c is None else c.squeeze(0)
     return h, c

@@ -39,7 +39,8 @@ if extension_error:
 
 
 def forward(mode: str, training: bool, c_sequence: bool, args: Sequence[Tensor | None], weights: Sequence[Tensor]):
-    """Returns y, h_n, c_n, c of every step, saved, hidden: the last two only if training, c only of an LSTM."""
+    """Returns y, h_n, c_n, c of every step, saved, hidden: the last two only if training, c only of an LSTM, h_n not of
+    one step, where y is it."""
     return _C.scan_forward(mode, training, c_sequence, *args, weights)
 
 

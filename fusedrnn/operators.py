@@ -33,7 +33,7 @@ def scan_forward(
     zone_c: Tensor | None,
     weights: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns y, h_n, c_n, c of every step, and what the backward pass needs."""
+    """Returns y, h_n (unless y is it), c_n, c of every step, and what the backward pass needs."""
     args = (x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c)
     outputs = kernels.forward(mode, training, c_sequence, args, weights)
     return tuple(x.new_empty(0) if t is None else t for t in outputs)
@@ -45,12 +45,12 @@ def _(mode, training, c_sequence, x, h0, c0, *args):
     directions, projected = h0.size(0) if h0.dim() == 3 else 1, h0.size(-1)
     gates, rows = kernels.GATES[mode], math.prod(x.shape[:-1])  # Size.numel() would fix the size in the graph
     hidden = weights[0].size(0) // gates
-    lstm, sequence = c0 is not None, x.shape[:-1]
+    lstm, one_step, sequence = c0 is not None, h0.dim() == 2, x.shape[:-1]
     saved = 4 if gates > 1 else 1
     has_projection = kernels.projected_weight(weights, directions)
     return (
         x.new_empty(*sequence, directions * projected),
-        torch.empty_like(h0, memory_format=torch.contiguous_format),
+        x.new_empty(0) if one_step else torch.empty_like(h0, memory_format=torch.contiguous_format),
         torch.empty_like(c0, memory_format=torch.contiguous_format) if lstm else x.new_empty(0),
         x.new_empty(*sequence, directions * hidden) if lstm and (training or c_sequence) else x.new_empty(0),
         x.new_empty(directions, rows, saved, hidden) if training else x.new_empty(0),

@@ -38,7 +38,7 @@ def scan(
     Args:
         mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``, as in :attr:`torch.nn.RNNBase.mode`.
         x: padded input [T, N, I], or packed rows [R, I] together with ``batch_sizes``, or one step [N, I]: then
-            neither states nor results have dimensions of steps and directions.
+            neither states nor results have dimensions of steps and directions, and h_n is not to be used: y is it.
         h0: initial hidden state [D, N, P]; its first size says whether the layer is bidirectional (D = 2).
         c0: initial cell state [D, N, H] of an LSTM, else None.
         weights: for each direction ``w_ih [G*H, I], w_hh [G*H, P]``, then ``b_ih, b_hh [G*H]`` or neither,

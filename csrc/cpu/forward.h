@@ -268,7 +268,7 @@ class Forward {
     for (int64_t n = share.row; n < share.row_end; ++n) {
       int64_t own = share.d * s.rows + n, length = walk.length(n), last = share.d ? 0 : length - 1;
       const T* h = length ? p.y + (walk.row(last, n) * s.directions + share.d) * s.projected : p.h0 + own * s.projected;
-      copy(p.h_n + own * s.projected + share.out, h + share.out, share.out_end - share.out);
+      if (p.h_n != p.y) copy(p.h_n + own * s.projected + share.out, h + share.out, share.out_end - share.out);
       if (kHasCell)
         narrow_row(p.c_n + own * s.hidden + share.unit, c + own * H_ + share.unit, share.unit_end - share.unit);
     }
