@@ -22,7 +22,8 @@ import torch
 from setuptools import setup
 from torch.utils import cpp_extension
 
-CPU_SOURCES = ["csrc/bindings.cpp", "csrc/bindings_sums.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
+BINDINGS = [f"csrc/bindings{part}.cpp" for part in ("", "_autograd", "_sums")]
+CPU_SOURCES = [*BINDINGS, *sorted(glob.glob("csrc/cpu/*.cpp"))]
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
 HEADERS = sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True))
 

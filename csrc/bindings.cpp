@@ -2,6 +2,7 @@
 #include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <optional>
@@ -9,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings_autograd.h"
 #include "bindings_cuda.h"
 #include "bindings_sums.h"
 #include "dispatch.h"
@@ -208,14 +210,14 @@ class Layer {
   }
 };
 
-// Returns y, h_n (unless y is it), c_n, c_steps, saved, hidden: the last two only when training, c only of an LSTM.
-std::vector<Tensor> scan_forward(const std::string& mode, bool training, bool c_sequence, const Tensor& x,
-                                 const Tensor& h0, const optional<Tensor>& c0, const optional<Tensor>& batch_sizes,
-                                 const optional<Tensor>& lengths, const optional<Tensor>& reset,
-                                 const optional<Tensor>& reset_h, const optional<Tensor>& reset_c,
-                                 const optional<Tensor>& h_mask, const optional<Tensor>& zone_h,
-                                 const optional<Tensor>& zone_c, const std::vector<Tensor>& weights) {
-  Layer layer(mode, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights);
+}  // namespace
+
+std::vector<Tensor> fusedrnn::scan_forward(const std::string& mode, bool training, bool c_sequence, const Args& args,
+                                           const std::vector<Tensor>& weights) {
+  const auto& [x_given, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c] = args;
+  check(x_given && h0, "x and h0 must be tensors");
+  const Tensor& x = *x_given;
+  Layer layer(mode, x, *h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights);
   layer.regularise(h_mask, zone_h, zone_c);
   const Shape& s = layer.shape;
   Tensor y = layer.empty(layer.sequence(s.projected)), h_n = layer.one_step ? y : layer.empty(layer.h0.sizes());
@@ -249,6 +251,8 @@ std::vector<Tensor> scan_forward(const std::string& mode, bool training, bool c_
   });
   return {y, layer.one_step ? Tensor() : h_n, c_n, c_steps, saved, hidden};
 }
+
+namespace {
 
 // Tier, groups, blocks, row tiles, replicas and shared bytes of the plan for a layer on a device, for tests.
 auto layer_plan(const std::string& mode, bool backward, int64_t steps, int64_t rows, int64_t hidden, int64_t projected,
@@ -327,6 +331,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #endif
   m.def("cpu_capability", &cpu_capability, "The instruction set in use: DEFAULT, AVX2 or AVX512.");
   m.def("plan", &layer_plan);
+  m.def("scan", torch::wrap_pybind_function(scan));
+  m.def("set_gradients", &set_gradients);
   m.def("scan_forward", &scan_forward);
   m.def("scan_backward", &scan_backward);
   m.def("sum_over_steps", &sum_over_steps, pybind11::call_guard<pybind11::gil_scoped_release>());

@@ -41,7 +41,20 @@ if extension_error:
 def forward(mode: str, training: bool, c_sequence: bool, args: Sequence[Tensor | None], weights: Sequence[Tensor]):
     """Returns y, h_n, c_n, c of every step, saved, hidden: the last two only if training, c only of an LSTM, h_n not of
     one step, where y is it."""
-    return _C.scan_forward(mode, training, c_sequence, *args, weights)
+    return _C.scan_forward(mode, training, c_sequence, args, weights)
+
+
+def scan(mode: str, c_sequence: bool, recompute: bool, args: Sequence[Tensor | None], weights: Sequence[Tensor]):
+    """Returns y, h_n, c_n and, where asked for, c of every step, as the outputs of one node of autograd."""
+    return _C.scan(mode, c_sequence, recompute, args, weights)
+
+
+def set_gradients(gradients) -> None:
+    """Who makes the gradients of :func:`scan`: gradients(mode, args, weights, outputs, grads, wanted), with y, c of$
+    every step, saved and hidden as outputs.
+    """
+    if _C is not None:
+        _C.set_gradients(gradients)
 
 
 def projected_weight(weights: Sequence[Tensor], directions: int) -> bool:

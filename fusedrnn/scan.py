@@ -1,8 +1,8 @@
 """The scan of one recurrent layer, and by whom it is done.
 
-Eager calls go to the compiled kernels through an :class:`torch.autograd.Function`; a compiled or exported graph gets
-them as opaque operators. Whatever the kernels do not do (derivatives of higher order, function transforms, forward-mode
-derivatives, other devices and dtypes) is done by :mod:`fusedrnn.reference`.
+Eager calls go to the compiled kernels through a ``torch::autograd::Function`` of the extension; a compiled or exported
+graph gets them as opaque operators. Whatever the kernels do not do (derivatives of higher order, function transforms,
+forward-mode derivatives, other devices and dtypes) is done by :mod:`fusedrnn.reference`.
 """
 
 from __future__ import annotations
@@ -65,18 +65,16 @@ def scan(
     if _use_reference(x):
         *outputs, c_steps = reference.scan(mode, x, h0, c0, weights, *args[3:])
         return *outputs, c_steps if c_sequence else None
-    training = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, h0, c0, reset_h, reset_c, *weights)
-    )
-    keep_gates, keep_c = training and not recompute, c_sequence or training and recompute
     if _use_operators(x):
         if torch.onnx.is_in_onnx_export():
             return *onnx.layer(mode, x, h0, c0, weights, (*args[3:], c_sequence)), None
+        training = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in (x, h0, c0, reset_h, reset_c, *weights)
+        )
+        keep_gates, keep_c = training and not recompute, c_sequence or training and recompute
         y, h_n, c_n, c_steps, _, _ = operators.scan_forward(mode, keep_gates, keep_c, *args, list(weights))
         return y, h_n, c_n if c0 is not None else None, c_steps if c_sequence and c0 is not None else None
-    if not training:
-        return kernels.forward(mode, False, c_sequence, args, weights)[:4]
-    return _Scan.apply(mode, keep_gates, keep_c, c_sequence, *args, *weights)
+    return kernels.scan(mode, c_sequence, recompute, args, weights)
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -112,26 +110,11 @@ def _use_operators(x: Tensor) -> bool:
     )
 
 
-class _Scan(torch.autograd.Function):
-    """The differentiable eager path. Arguments as of the kernels, with the weights spread out."""
+def _gradients(mode, args, weights, outputs, grads, wanted):
+    """The backward pass of the eager path."""
+    if torch.is_grad_enabled():  # the gradients shall be differentiable themselves
+        return reference.gradients(mode, args, weights, grads, wanted)
+    return kernels.gradients(mode, args, weights, *outputs, grads, wanted)
 
-    @staticmethod
-    def forward(ctx, mode, keep_gates, keep_c, c_sequence, *args):
-        args, weights = args[:11], args[11:]
-        y, h_n, c_n, c_steps, saved, hidden = kernels.forward(mode, keep_gates, keep_c, args, weights)
-        ctx.mode = mode
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*args, *weights, y, c_steps, saved, hidden)
-        return y, h_n, c_n, c_steps if c_sequence else None
 
-    @staticmethod
-    def backward(ctx, *grads):
-        tensors = ctx.saved_tensors  # asked once: checkpointing allows no more
-        args, weights, outputs = tensors[:11], tensors[11:-4], tensors[-4:]
-        needed = ctx.needs_input_grad[4:]
-        wanted = [*needed[:3], *needed[6:8], *needed[11:]]
-        if torch.is_grad_enabled():  # the gradients shall be differentiable themselves
-            found = reference.gradients(ctx.mode, args, weights, grads, wanted)
-        else:
-            found = kernels.gradients(ctx.mode, args, list(weights), *outputs, grads, wanted)
-        return *[None] * 4, *found[:3], None, None, None, *found[3:5], None, None, None, *found[5:]
+kernels.set_gradients(_gradients)

@@ -88,7 +88,7 @@ def make_calls(case: Case, device: Device, args: tuple) -> tuple[Extension, list
     """Runs a case forward and backward; returns the calls that were made and what is wrong with their results."""
     mode, x, h0, c0, weights, *masks = args
     extension = Extension(device, case.tier, case.dtype == "tf32")
-    forward = extension.scan_forward(mode, True, True, x, h0, c0, *masks, weights)
+    forward = extension.scan_forward(mode, True, True, (x, h0, c0, *masks), weights)
     y, h_n, c_n, c_steps, saved, hidden = forward
     random = torch.Generator().manual_seed(1)
     grads = [
@@ -142,7 +142,7 @@ def run(case: Case, device: Device) -> list[str]:
         extension, complaints = make_calls(case, device, args)
         mode, x, h0, c0, weights, *masks = args
         inference = Extension(device, case.tier, case.dtype == "tf32")
-        inference.scan_forward(mode, False, False, x, h0, c0, *masks, weights)
+        inference.scan_forward(mode, False, False, (x, h0, c0, *masks), weights)
         forward = inference.calls[0]
         complaints += [f"without gradients, {name} is another" for name in forward.changed(extension.calls[0])]
         if "kept" in case.batch and not torch.equal(forward.arrays["h_n"], forward.arrays["h0"]):

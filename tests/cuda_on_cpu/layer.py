@@ -207,10 +207,11 @@ class Extension:
         self.calls.append(self.device.run(call))
         return list(results.values())
 
-    def scan_forward(self, mode, training, c_sequence, x, *args):
-        call = self._call(False, mode, x, *args)
+    def scan_forward(self, mode, training, c_sequence, args, weights):
+        x = args[0]
+        call = self._call(False, mode, *args, weights)
         T, N, R, I, H, P, D = call.sizes
-        weights, lstm, sequence = args[-1], call.arrays["c0"] is not None, x.shape[:-1]
+        lstm, sequence = call.arrays["c0"] is not None, x.shape[:-1]
         planes = PLANES[mode] if training else GATES[mode]
         gates_x = x.new_full((D, R, planes * H), torch.nan)
         count = len(weights) // D

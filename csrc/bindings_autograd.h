@@ -1,0 +1,29 @@
+// A layer as autograd sees it: one node, whose backward pass is the kernels' or, to be differentiable, the reference's.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace fusedrnn {
+
+// x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h and zone_c of a layer.
+using Args = std::array<std::optional<at::Tensor>, 11>;
+
+// Returns y, h_n (unless y is it), c_n, c_steps, saved, hidden: the last two only when training, c only of an LSTM.
+std::vector<at::Tensor> scan_forward(const std::string& mode, bool training, bool c_sequence, const Args& args,
+                                     const std::vector<at::Tensor>& weights);
+
+// The same without saved and hidden, and differentiable. Where it is not asked for, c_steps is not made or not given.
+std::vector<at::Tensor> scan(const std::string& mode, bool c_sequence, bool recompute, const Args& args,
+                             const std::vector<at::Tensor>& weights);
+
+// Who makes the gradients of x, h0, c0, reset_h, reset_c and the weights:
+// gradients(mode, args, weights, outputs, grads, wanted), with y, c_steps, saved and hidden as outputs.
+void set_gradients(pybind11::object gradients);
+
+}  // namespace fusedrnn
