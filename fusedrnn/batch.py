@@ -67,14 +67,14 @@ def make_batch(input: Tensor | PackedSequence, batch_first: bool) -> Batch | Non
     return None
 
 
-def alike(t: Tensor, w: Tensor) -> bool:
-    """Are both on one device and of one dtype? Autocast would see to the dtype."""
-    return t.device == w.device and (t.dtype is w.dtype or torch._C._is_any_autocast_enabled())
-
-
-def fits(s, size: tuple[int, ...], w: Tensor) -> bool:
-    """Is s a state of this size, and like w?"""
-    return isinstance(s, Tensor) and s.shape == size and alike(s, w)
+def fits(t, size: tuple[int, ...], w: Tensor) -> bool:
+    """Is t a tensor of this size, on the device of w and of its dtype? Autocast would see to the dtype."""
+    return (
+        isinstance(t, Tensor)
+        and t.shape == size
+        and t.device == w.device
+        and (t.dtype is w.dtype or torch._C._is_any_autocast_enabled())
+    )
 
 
 def describe(value) -> str:

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .batch import alike, fits
+from .batch import fits
 from .scan import scan
-
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, h: Tensor | None, c: Tensor | None):
     """h and c after one step, or None where something does not fit: then torch.nn says what."""
     own = cell._parameters  # asked first: nn.Module's getattr takes four times as long
-    weights = [own[name] if name in own else getattr(cell, name) for name in WEIGHTS]
+    try:
+        weights = [own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]]
+    except KeyError:
+        weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
     if weights[2] is None:
         del weights[2:]
-    w, lstm, size = weights[0], mode == "LSTM", x.shape
-    unbatched = len(size) == 1
-    if unbatched:
+    w, lstm, dims = weights[0], mode == "LSTM", x.dim()
+    if dims == 1:
         x, h, c = (None if t is None else t.unsqueeze(0) for t in (x, h, c))
-        size = x.shape
-    if len(size) != 2 or size[1] != w.shape[1] or not alike(x, w):
+    elif dims != 2:
         return None
-    size = size[0], cell.hidden_size
+    size = x.shape[0], cell.hidden_size
+    if not fits(x, (size[0], cell.input_size), w):
+        return None
     if h is None:
         h = x.new_zeros(size)
         c = h if lstm else None
     elif not (fits(h, size, w) and (not lstm or fits(c, size, w))):
         return None
     h, _, c, _ = scan(mode, x, h, c, weights)
-    if unbatched:
+    if dims == 1:
         h, c = h.squeeze(0), None if c is None else c.squeeze(0)
     return h, c
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from . import stack
-from .batch import Batch, alike, fits, make_batch, take_lengths, take_reset, take_reset_state
+from .batch import Batch, fits, make_batch, take_lengths, take_reset, take_reset_state
 from .noise import Noise
 
 REGULARISERS = ("recurrent_dropout", "zoneout_h", "zoneout_c", "weight_drop")
@@ -98,7 +98,7 @@ class _Recurrent(nn.RNNBase):
         x, lstm = batch.x, self.mode == "LSTM"
         layers, hidden = self.num_layers * (2 if self.bidirectional else 1), self.hidden_size
         projected = self.proj_size or hidden
-        if x.shape[-1] != self.input_size or not alike(x, w):
+        if x.shape[-1] != self.input_size or not fits(x, x.shape, w):
             return None
         if hx is None:
             h0 = x.new_zeros(layers, batch.rows, projected)

@@ -62,10 +62,11 @@ def scan(
     if torch._C._is_any_autocast_enabled():
         x, h0, c0, reset_h, reset_c, h_mask, *weights = _autocast(x, h0, c0, reset_h, reset_c, h_mask, *weights)
     args = (x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c)
-    if _use_reference(x):
+    compiling = torch.compiler.is_compiling()
+    if _use_reference(x, compiling):
         *outputs, c_steps = reference.scan(mode, x, h0, c0, weights, *args[3:])
         return *outputs, c_steps if c_sequence else None
-    if _use_operators(x):
+    if compiling or _use_operators(x):
         if torch.onnx.is_in_onnx_export():
             return *onnx.layer(mode, x, h0, c0, weights, (*args[3:], c_sequence)), None
         training = torch.is_grad_enabled() and any(
@@ -86,7 +87,7 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
 
 
-def _use_reference(x: Tensor) -> bool:
+def _use_reference(x: Tensor, compiling: bool) -> bool:
     """Is this a case that only plain PyTorch can do?"""
     if (
         kernels._C is None
@@ -94,16 +95,13 @@ def _use_reference(x: Tensor) -> bool:
         or not (x.is_cpu or x.is_meta or (x.is_cuda and kernels._C.cuda_version))
     ):
         return True
-    if torch.compiler.is_compiling():
-        return False
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return not compiling and (forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active())
 
 
 def _use_operators(x: Tensor) -> bool:
-    """Is somebody watching who must see operators of the dispatcher (compiler, tracer, fake or meta tensors)?"""
+    """Is somebody watching who must see operators of the dispatcher (tracer, fake or meta tensors)?"""
     return (
-        torch.compiler.is_compiling()
-        or x.is_meta
+        x.is_meta
         or type(x) not in (Tensor, torch.nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None

@@ -44,20 +44,22 @@ def run(
         y of the last layer, h_n [L*D, N, P], c_n [L*D, N, H] or None, and for each layer its y and its cell state
         after every step (None where not wanted).
     """
-    directions, count = h0.size(0) // layers, len(weights) // layers
     h_n, c_n, sequences = [], [], []
     for layer in range(layers):
         if layer and dropout_rate:
             x = dropout(x, dropout_rate)
-        states = (h0, c0, reset_h, reset_c)
+        h, c, own_reset_h, own_reset_c, own = h0, c0, reset_h, reset_c, weights
         if layers > 1:
-            states = [None if s is None else s.narrow(0, layer * directions, directions) for s in states]
-        h, c, *reset_states = states
-        own, masks = weights[layer * count : (layer + 1) * count], (None, None, None)
+            directions, count = h0.size(0) // layers, len(weights) // layers
+            h, c, own_reset_h, own_reset_c = (
+                None if s is None else s.narrow(0, layer * directions, directions) for s in (h0, c0, reset_h, reset_c)
+            )
+            own = weights[layer * count : (layer + 1) * count]
+        h_mask = zone_h = zone_c = None
         if noise is not None:
-            *masks, own = noise.masks(x, h, c, own)
+            h_mask, zone_h, zone_c, own = noise.masks(x, h, c, own)
         x, h, c, c_steps = scan(
-            mode, x, h, c, own, batch_sizes, lengths, reset, *reset_states, *masks,
+            mode, x, h, c, own, batch_sizes, lengths, reset, own_reset_h, own_reset_c, h_mask, zone_h, zone_c,
             layers - layer <= c_sequences, recompute,
         )  # fmt: skip
         h_n.append(h)
