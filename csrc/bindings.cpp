@@ -321,6 +321,23 @@ std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, cons
 
 }  // namespace
 
+std::vector<Tensor> fusedrnn::scan_gradients(const std::string& mode, const Args& args,
+                                             const std::vector<Tensor>& weights, const std::vector<Tensor>& outputs,
+                                             const std::vector<Tensor>& grads, const std::vector<bool>& wanted) {
+  const auto& [x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c] = args;
+  auto given = [](const Tensor& t) { return t.defined() ? optional<Tensor>(t) : std::nullopt; };
+  std::vector<Tensor> made = scan_backward(mode, *x, *h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask,
+                                           zone_h, zone_c, weights, outputs[0], given(outputs[1]), outputs[2],
+                                           given(grads[0]), given(grads[1]), given(grads[2]), given(grads[3]));
+  std::vector<bool> sums(wanted.begin() + 4, wanted.end());
+  sums[0] = wanted[0];
+  pybind11::gil_scoped_release no_gil;
+  std::vector<Tensor> found = sum_over_steps(*x, *h0, outputs[0], weights, made[0], given(made[1]), given(made[2]),
+                                             given(outputs[3]), sums, false);
+  for (int i = 0; i < 4; ++i) found.insert(found.begin() + 1 + i, wanted[1 + i] ? made[3 + i] : Tensor());
+  return found;
+}
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("torch_version") = FUSEDRNN_TORCH_VERSION;
 #ifdef FUSEDRNN_WITH_CUDA

@@ -27,6 +27,21 @@ variable_list spread(const Args& args, const variable_list& present) {
 
 pybind11::object* python_gradients = nullptr;  // never freed: autograd may still run while Python ends
 
+variable_list ask_python(const std::string& mode, const Args& args, const variable_list& weights,
+                         const variable_list& outputs, const variable_list& grads, const std::vector<bool>& wanted) {
+  try {
+    auto made = (*python_gradients)(mode, args, weights, outputs, grads, wanted);
+    variable_list found;
+    for (auto& t : made.cast<std::vector<std::optional<Tensor>>>()) found.push_back(t.value_or(Tensor()));
+    return found;
+  } catch (pybind11::error_already_set& error) {
+    error.restore();
+    python_error raised;
+    raised.persist();
+    throw raised;
+  }
+}
+
 class Scan : public torch::autograd::Function<Scan> {
  public:
   static variable_list forward(AutogradContext* ctx, const std::string& mode, bool c_sequence, bool recompute,
@@ -60,18 +75,13 @@ class Scan : public torch::autograd::Function<Scan> {
     std::vector<bool> wanted;
     for (size_t i : kDifferentiable) wanted.push_back(args[i] && ctx->needs_input_grad(edge++));
     for (size_t i = 0; i < weights.size(); ++i) wanted.push_back(ctx->needs_input_grad(edge++));
-    variable_list found(4);  // the first four arguments are no tensors
+    // Nothing of Python's is needed for gates that were kept, on the CPU, with products in the dtype of x.
+    bool plain = !at::GradMode::is_enabled() && outputs[2].defined() && args[0]->is_cpu() && args[0]->itemsize() > 2;
     pybind11::gil_scoped_acquire gil;
-    try {
-      auto made = (*python_gradients)(ctx->saved_data["mode"].toStringRef(), args, weights, outputs,
-                                      spread(args, given), wanted);
-      for (auto& t : made.cast<std::vector<std::optional<Tensor>>>()) found.push_back(t.value_or(Tensor()));
-    } catch (pybind11::error_already_set& error) {
-      error.restore();
-      python_error raised;
-      raised.persist();
-      throw raised;
-    }
+    auto make = plain ? scan_gradients : ask_python;
+    variable_list found =
+        make(ctx->saved_data["mode"].toStringRef(), args, weights, outputs, spread(args, given), wanted);
+    found.insert(found.begin(), 4, Tensor());  // the first four arguments are no tensors
     return found;
   }
 };
