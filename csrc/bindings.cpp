@@ -2,7 +2,6 @@
 #include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <optional>
@@ -348,7 +347,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #endif
   m.def("cpu_capability", &cpu_capability, "The instruction set in use: DEFAULT, AVX2 or AVX512.");
   m.def("plan", &layer_plan);
-  m.def("scan", torch::wrap_pybind_function(scan));
+  m.def("scan", &scan);
   m.def("set_gradients", &set_gradients);
   m.def("scan_forward", &scan_forward);
   m.def("scan_backward", &scan_backward);

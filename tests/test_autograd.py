@@ -1,0 +1,65 @@
+"""What autograd sees of a layer: one node, made in C++, that asks Python where it must."""
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
+from twins import TWINS, arguments, every_class
+
+import fusedrnn
+
+
+class Own(Exception):
+    pass
+
+
+def fail(*args):
+    raise Own("from Python")
+
+
+@every_class
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_some_are_those_of_all(plain, dtype):
+    module = TWINS[plain](3, 4, dtype=dtype)
+    args = arguments(plain, dtype=dtype, grad=True)
+    leaves = [*tree_leaves(args), *module.parameters()]
+    for output in range(len(tree_leaves(module(*args)))):
+
+        def loss(output=output):
+            return tree_leaves(module(*args))[output].square().sum()
+
+        wanted = torch.autograd.grad(loss(), leaves, allow_unused=True)
+        for leaf, grad in zip(leaves, wanted, strict=True):
+            (found,) = torch.autograd.grad(loss(), leaf, allow_unused=True)
+            assert torch.equal(found, grad)
+        for leaf, grad in zip(leaves, wanted, strict=True):
+            leaf.requires_grad_(False)
+            found = torch.autograd.grad(loss(), [other for other in leaves if other is not leaf])
+            leaf.requires_grad_()
+            assert all(map(torch.equal, found, [g for g in wanted if g is not grad]))
+
+
+def test_errors_of_python_arrive_as_they_are(monkeypatch):
+    module, x = fusedrnn.FusedLSTM(3, 4, recompute=True), torch.randn(5, 2, 3)
+    with pytest.raises(Own), saved_tensors_hooks(fail, fail):
+        module(x)
+    with saved_tensors_hooks(lambda t: t, fail):
+        y = module(x)[0]
+    with pytest.raises(Own):
+        y.sum().backward()
+    monkeypatch.setattr("fusedrnn.kernels.gradients", fail)
+    with pytest.raises(Own, match="from Python"):
+        module(x)[0].sum().backward()
+
+
+def test_what_was_kept_is_guarded():
+    module, x = fusedrnn.FusedLSTM(3, 4), torch.randn(5, 2, 3)
+    y = module(x)[0].sum()
+    y.backward()
+    with pytest.raises(RuntimeError, match="a second time"):
+        y.backward()
+    y = module(x)[0].sum()
+    with torch.no_grad():
+        module.weight_hh_l0.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
