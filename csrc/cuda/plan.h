@@ -28,6 +28,8 @@ constexpr int kTileRows = 8;        // batch rows of a tile: its columns
 constexpr int kWideTiles = 4;       // of rows, in the kernels for many rows
 constexpr int kStepGroups = 2;      // groups of units of a stepwise block, at most
 constexpr int kCellsPerThread = 4;  // (row, unit) pairs whose state a thread of a resident kernel keeps
+static_assert(kCellsPerThread * kThreads <= kWarps * kGroup * kTileRows,
+              "a warp multiplies one group of units at most");
 
 // Sums of double for wide tiles would take 160 KB of shared memory.
 constexpr bool has_wide_tiles(int value_bytes) { return value_bytes < 8; }

@@ -20,6 +20,8 @@ struct TensorCores {
   using Operand = T;
   using Sum = float;
   static constexpr int kDepth = 32 / sizeof(T);
+  // For weights, in a kernel that multiplies M tiles by N: as many as spill nothing.
+  static constexpr int held_registers(int M, int N) { return N > 1 ? (M > 1 ? 64 : 48) : M > 1 ? 112 : 80; }
 
   __device__ static T operand(float x) {
     if constexpr (sizeof(T) == 4) {
@@ -30,8 +32,19 @@ struct TensorCores {
     }
   }
 
+  template <int M>
+  struct Weights {  // of M tiles
+    uint32_t a[M][4];
+
+    __device__ void load(const T* weights, int tile, int ld, int lane) {
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+        device::ldmatrix_x4(a[m], weights + m * tile + lane % 16 * ld + lane / 16 * (16 / sizeof(T)));
+    }
+  };
+
   template <int M, int N>
-  __device__ static void multiply(Sum (&sums)[M][N][4], const T* weights, int tile, const T* panel, int ld, int lane) {
+  __device__ static void multiply(Sum (&sums)[M][N][4], const Weights<M>& weights, const T* panel, int ld, int lane) {
     uint32_t b[N][2];
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -40,17 +53,14 @@ struct TensorCores {
       b[n][1] = device::load_as<uint32_t>(at + 16 / sizeof(T));
     }
 #pragma unroll
-    for (int m = 0; m < M; ++m) {
-      uint32_t a[4];
-      device::ldmatrix_x4(a, weights + m * tile + lane % 16 * ld + lane / 16 * (16 / sizeof(T)));
+    for (int m = 0; m < M; ++m)
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         if constexpr (sizeof(T) == 4)
-          device::mma_m16n8k8_tf32(sums[m][n], a, b[n]);
+          device::mma_m16n8k8_tf32(sums[m][n], weights.a[m], b[n]);
         else
-          device::mma_m16n8k16<T>(sums[m][n], a, b[n]);
+          device::mma_m16n8k16<T>(sums[m][n], weights.a[m], b[n]);
       }
-    }
   }
 };
 
@@ -60,15 +70,31 @@ struct MultiplyAdd {
   using Operand = T;
   using Sum = T;
   static constexpr int kDepth = 16 / sizeof(T);
+  static constexpr int held_registers(int M, int N) {
+    return N > 1 ? 24 : sizeof(T) == 8 ? (M > 1 ? 32 : 16) : (M > 1 ? 96 : 64);
+  }
 
   __device__ static T operand(T x) { return x; }
 
+  struct alignas(16) Chunk {
+    T k[kDepth];
+  };
+  template <int M>
+  struct Weights {
+    Chunk a[M][2];
+
+    __device__ void load(const T* weights, int tile, int ld, int lane) {
+#pragma unroll
+      for (int m = 0; m < M; ++m)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          a[m][half] = device::load_as<Chunk>(weights + m * tile + (lane / 4 + 8 * half) * ld);
+    }
+  };
+
   template <int M, int N>
-  __device__ static void multiply(Sum (&sums)[M][N][4], const T* weights, int tile, const T* panel, int ld, int lane) {
-    struct alignas(16) Chunk {
-      T k[kDepth];
-    };
-    const int g = lane / 4, i = lane % 4;
+  __device__ static void multiply(Sum (&sums)[M][N][4], const Weights<M>& weights, const T* panel, int ld, int lane) {
+    const int i = lane % 4;
     Chunk b[N][2];
 #pragma unroll
     for (int n = 0; n < N; ++n)
@@ -77,15 +103,62 @@ struct MultiplyAdd {
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        Chunk a = device::load_as<Chunk>(weights + m * tile + (g + 8 * half) * ld);
+      for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int n = 0; n < N; ++n)
 #pragma unroll
           for (int row = 0; row < 2; ++row)
 #pragma unroll
-            for (int k = 0; k < kDepth; ++k) sums[m][n][2 * half + row] += a.k[k] * b[n][row].k[k];
-      }
+            for (int k = 0; k < kDepth; ++k) sums[m][n][2 * half + row] += weights.a[m][half].k[k] * b[n][row].k[k];
+  }
+};
+
+// A warp's part of the product of a group: every parts-th piece of the depth. What a resident kernel multiplies in
+// every step stays in registers, as far as they suffice: out of shared memory, 64 KB of weights take 0.29 us each time,
+// for it gives 128 bytes a cycle.
+template <class Math, int M, int N>
+struct Part {
+  using Operand = typename Math::Operand;
+  using Sum = typename Math::Sum;
+  using Weights = typename Math::template Weights<M>;
+  static constexpr int kHeld = Math::held_registers(M, N) * 4 / static_cast<int>(sizeof(Weights));  // pieces
+  using Held = Weights[kHeld ? kHeld : 1];
+  // Sums that grow side by side: on tensor cores a product waits 33 cycles for the one that it adds to.
+  static constexpr int kChains = M * N < 4 ? 4 / (M * N) : 1;
+
+  int first, stride, depth;  // the warp's first piece, the distance to its next, and the end of all
+  int tile, ld, lane;        // of weights and panel, in shared memory
+
+  __device__ void hold(Held& held, const Operand* weights) const {
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h)
+      if (int k = first + h * stride; k < depth) held[h].load(weights + k, tile, ld, lane);
+  }
+
+  __device__ void multiply(Sum (&sums)[M][N][4], const Held& held, const Operand* weights, const Operand* panel) const {
+    Sum chains[kChains][M][N][4] = {};
+    int k = first;
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h, k += stride)
+      if (k < depth) Math::multiply(chains[h % kChains], held[h], panel + k, ld, lane);
+    while (k < depth)
+#pragma unroll
+      for (int chain = 0; chain < kChains; ++chain, k += stride)
+        if (k < depth) {
+          Weights piece;
+          piece.load(weights + k, tile, ld, lane);
+          Math::multiply(chains[chain], piece, panel + k, ld, lane);
+        }
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          sums[m][n][e] = chains[0][m][n][e];
+#pragma unroll
+          for (int chain = 1; chain < kChains; ++chain) sums[m][n][e] += chains[chain][m][n][e];
+        }
   }
 };
 

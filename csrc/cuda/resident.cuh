@@ -86,7 +86,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (real) carry[p] = Stage::start(a, walk, n, j);
   });
 
-  const int parts = splits(tiling.groups), split = warp % parts;
+  using Product = Part<Math, M, N>;
+  const int parts = splits(tiling.groups), split = warp % parts, group = warp / parts;  // a warp has one group at most
+  const bool has_group = group < tiling.groups;
+  const Operand* weights = shared.weights + group * M * kGroup * ld;
+  const Product product{split * Math::kDepth, parts * Math::kDepth, tiling.depth, kGroup * ld, ld, lane};
+  typename Product::Held held;
+  if (has_group) product.hold(held, weights);
+
   for (int64_t step = 0; step < steps; ++step) {
     const Step s = walk.step(step);
     typename Stage::Inputs inputs[kPairs];
@@ -95,20 +102,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     });
 
     Operand* panel = exchange.wait(step);
-    for (int first = 0; first < tiling.groups; first += kWarps / parts) {
-      const int group = first + warp / parts;
-      Sum part[M][N][4] = {};
-      if (group < tiling.groups) {
-        const Operand* weights = shared.weights + group * M * kGroup * ld;
-        for (int k = split * Math::kDepth; k < tiling.depth; k += parts * Math::kDepth)
-          Math::multiply(part, weights + k, kGroup * ld, panel + k, ld, lane);
-      }
-      if (!shared.sums) {  // then no warp has a second group: there are two at most
-        __syncthreads();   // orders: the product, before the sums take the panel's place
-        meeting.sums = reinterpret_cast<Sum*>(panel);
-      }
-      if (group < tiling.groups) meeting.put(split, group, part, lane);
+    Sum part[M][N][4];
+    if (has_group) product.multiply(part, held, weights, panel);
+    if (!shared.sums) {
+      __syncthreads();  // orders: the product, before the sums take the panel's place
+      meeting.sums = reinterpret_cast<Sum*>(panel);
     }
+    if (has_group) meeting.put(split, group, part, lane);
     __syncthreads();  // the sums' barrier. orders: all parts, before they are summed; the product, before the next put
 
     each([&](int p, int i, int64_t n, int64_t j, bool real) {

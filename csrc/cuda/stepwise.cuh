@@ -79,9 +79,11 @@ __global__ void __launch_bounds__(kThreads, Stage::kTiles == 1 ? 2 : 1)
     __syncthreads();               // orders: all copies of this chunk, before the product
     const int depth = chunk_depth(chunk);
     const Operand* own = shared.weights + (chunk & 1) * weight_chunk + group * M * kGroup * Memory::kLd;
-    for (int k = split * Math::kDepth; k < depth; k += parts * Math::kDepth)
-      Math::multiply(part, own + k, kGroup * Memory::kLd, shared.panel + (chunk & 1) * Memory::kPanelChunk + k,
-                     Memory::kLd, lane);
+    for (int k = split * Math::kDepth; k < depth; k += parts * Math::kDepth) {
+      typename Math::template Weights<M> piece;
+      piece.load(own + k, kGroup * Memory::kLd, Memory::kLd, lane);
+      Math::multiply(part, piece, shared.panel + (chunk & 1) * Memory::kPanelChunk + k, Memory::kLd, lane);
+    }
     __syncthreads();  // orders: the product, before the chunk after the next, or the sums, take its place
   }
   meeting.put(split, group, part, lane);

@@ -108,7 +108,13 @@ PATTERNS = [
     (r"\bfirst_unit(?= \+)", "0", "units of the first block"),
     (r"\bfirst_row(?= \+)", "0", "rows of the first replica"),
     (r"(?<=split < )splits\(groups\)", "1", "a part of the sum is lost"),
-    (r"(?<=k = )split \* Math::kDepth", "0", "a part of the sum is there twice"),
+    (r"\bsplit \* Math::kDepth", "0", "a part of the sum is there twice"),
+    (r"\bparts \* Math::kDepth", "Math::kDepth", "a part of the sum is there twice"),
+    (r"(?<=\+= )chains\[chain\].*(?=;)", "Sum(0)", "a part of the sum is lost"),
+    (r"\bheld\[h\](?=,)", "held[0]", "another piece's weights"),
+    (r"(?<=if \()k < depth(?=\) Math|\) \{)", "k <= depth", "one more"),
+    (r"(?<== )warp % parts", "0", "another warp's part"),
+    (r"\bhas_group(?=\) meeting)", "true", "one more"),
     (r"(?<=return )\(.*(?:packed_rows|shape\.directions).*(?=;)", "static_cast<int32_t>({0})", "32 bits"),
     (r"(?<=\[)\(walk\.d \* .*(?=\] = )", "static_cast<int32_t>({0})", "32 bits"),
     (r"\bs\.(?:next_)?first \+ n(?=\])", "static_cast<int32_t>({0})", "32 bits"),
@@ -148,6 +154,7 @@ CASES = [
     for dtype in ("bfloat16", "float32")
     for batch, P in (("lengths reset shares far", 19), ("packed reset masks", 9))
 ]
+CASES.append(cases.Case("LSTM", "block", "bfloat16", "lengths", T=5, N=3, H=120))  # more weights than registers hold
 
 SWITCH = """#pragma once
 #include <cstdlib>
