@@ -75,8 +75,10 @@ class Scan : public torch::autograd::Function<Scan> {
     std::vector<bool> wanted;
     for (size_t i : kDifferentiable) wanted.push_back(args[i] && ctx->needs_input_grad(edge++));
     for (size_t i = 0; i < weights.size(); ++i) wanted.push_back(ctx->needs_input_grad(edge++));
-    // Nothing of Python's is needed for gates that were kept, on the CPU, with products in the dtype of x.
+    // Nothing of Python's is needed for gates that were kept, on the CPU, with products in the dtype of x, and
+    // gradients that are not batched.
     bool plain = !at::GradMode::is_enabled() && outputs[2].defined() && args[0]->is_cpu() && args[0]->itemsize() > 2;
+    for (const Tensor& t : given) plain = plain && (!t.defined() || t.has_storage());
     pybind11::gil_scoped_acquire gil;
     auto make = plain ? scan_gradients : ask_python;
     variable_list found =

@@ -155,18 +155,20 @@ def _cut_before(t, n, sizes, starts, lengths, reset, backwards):
 
 
 def gradients(mode, args, weights, grads, wanted) -> list[Tensor | None]:
-    """Gradients of x, h0, c0, reset_h, reset_c and the weights where wanted, differentiable to any order.
+    """Gradients of x, h0, c0, reset_h, reset_c and the weights where wanted, differentiable to any order in grad mode.
 
     args are those of the scan without mode and weights; grads those of its results, None where there is none.
     """
-    # fresh views: an input that is given twice still gets one gradient for each of its places
-    inputs = [None if t is None else t.view_as(t) for t in (*args[:3], *args[6:8], *weights)]
-    x, h0, c0, reset_h, reset_c = inputs[:5]
-    outputs = scan(mode, x, h0, c0, inputs[5:], *args[3:6], reset_h, reset_c, *args[8:])
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # fresh views: an input that is given twice still gets one gradient for each of its places
+        inputs = [None if t is None else t.view_as(t) for t in (*args[:3], *args[6:8], *weights)]
+        x, h0, c0, reset_h, reset_c = inputs[:5]
+        outputs = scan(mode, x, h0, c0, inputs[5:], *args[3:6], reset_h, reset_c, *args[8:])
     pairs = [(t, g) for t, g in zip(outputs, grads, strict=True) if t is not None and g is not None and t.requires_grad]
     chosen = [t for t, want in zip(inputs, wanted, strict=True) if want]
     if not pairs or not chosen:
         return [None] * len(inputs)
     outputs, grads = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(outputs, chosen, grads, create_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(outputs, chosen, grads, create_graph=differentiable, allow_unused=True))
     return [next(found) if want else None for want in wanted]

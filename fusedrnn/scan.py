@@ -110,7 +110,8 @@ def _use_operators(x: Tensor) -> bool:
 
 def _gradients(mode, args, weights, outputs, grads, wanted):
     """The backward pass of the eager path."""
-    if torch.is_grad_enabled():  # the gradients shall be differentiable themselves
+    batched = any(t is not None and not torch._C._has_storage(t) for t in grads)  # autograd's is_grads_batched
+    if batched or torch.is_grad_enabled():  # in grad mode the gradients shall be differentiable themselves
         return reference.gradients(mode, args, weights, grads, wanted)
     return kernels.gradients(mode, args, weights, *outputs, grads, wanted)
 

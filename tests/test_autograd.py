@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tolerances import assert_same
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 from twins import TWINS, arguments, every_class
@@ -63,3 +64,15 @@ def test_what_was_kept_is_guarded():
         module.weight_hh_l0.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
+
+
+@every_class
+def test_batched_gradients_are_those_of_one_after_the_other(plain):
+    module = TWINS[plain](3, 4, dtype=torch.float64)
+    args = arguments(plain, grad=True)
+    leaves, y = [*tree_leaves(args), *module.parameters()], tree_leaves(module(*args))[0]
+    dys = torch.randn(3, *y.shape, dtype=y.dtype)
+    found = torch.autograd.grad(y, leaves, dys, retain_graph=True, is_grads_batched=True, allow_unused=True)
+    one_by_one = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for dy in dys]
+    assert_same(list(found), [torch.stack(grads) for grads in zip(*one_by_one, strict=True)])
+    assert not any(grad.requires_grad for grad in found)
