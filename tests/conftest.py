@@ -1,7 +1,15 @@
-"""What every test finds: two threads at most, and the same random numbers each time."""
+"""What every test finds: two threads at most, and the same random numbers each time. And the devices that there are."""
 
 import pytest
 import torch
+
+from fusedrnn import kernels
+
+WHY_NO_CUDA = None
+if not torch.cuda.is_available():
+    WHY_NO_CUDA = "no GPU is in sight"
+elif not getattr(kernels._C, "cuda_version", None):
+    WHY_NO_CUDA = "the extension has no CUDA part"
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +19,13 @@ def same_start():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["cpu"] if WHY_NO_CUDA else ["cpu", "cuda"])
+def device(request):
+    """Where tensors are made that do not say where; products of float32 are exact there."""
+    if request.param == "cpu":
+        yield request.param
+        return
+    with torch.device(request.param), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield request.param

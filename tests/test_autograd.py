@@ -9,6 +9,8 @@ from twins import TWINS, arguments, every_class
 
 import fusedrnn
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 class Own(Exception):
     pass

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from conftest import WHY_NO_CUDA
 from test_scan import make_layer
 from tolerances import RATIO, SAME, distance, floor
 from torch import nn
@@ -13,10 +14,8 @@ from twins import every_sequence, pair, results_and_gradients
 
 from fusedrnn import kernels, reference, scan
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or not getattr(kernels._C, "cuda_version", None),
-    reason="no GPU, or an extension without its CUDA part",
-)
+if WHY_NO_CUDA:
+    pytest.skip(f"{WHY_NO_CUDA}: the tests that have a device ran on the CPU only", allow_module_level=True)
 DEVICE = "cuda"
 TIERS = ["block", "cluster", "grid", "stepwise"]
 BATCHES = {

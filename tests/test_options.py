@@ -1,5 +1,6 @@
 """lengths, reset, reset_state, every step's state and the regularised cells, against loops over rows and steps."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -13,6 +14,7 @@ import fusedrnn
 from fusedrnn.modules import REGULARISERS
 from fusedrnn.noise import Noise
 
+pytestmark = pytest.mark.usefixtures("device")
 MODULES = {
     "LSTM": (fusedrnn.FusedLSTM, {}),
     "LSTM projected": (fusedrnn.FusedLSTM, {"proj_size": 2}),
@@ -76,7 +78,7 @@ class Case:
         states = [s.squeeze(1) if unbatched else s for s in (self.h0, self.c0)[: 1 + self.lstm]]
         options = {"return_state_sequence": sequences}
         if self.form == "lengths":
-            options["lengths"] = torch.tensor(self.lengths)
+            options["lengths"] = torch.tensor(self.lengths, device=self.x.device)
         if self.reset is not None:
             options["reset"] = self.enter(self.reset)
         if self.reset_h is not None:
@@ -136,6 +138,22 @@ def test_the_last_layers_cell_state_alone(name):
     states = 3 if case.lstm else 2
     assert_same(last[:states], all_sequences[:states])
     assert_same(last[states:], all_sequences[-1:] if case.lstm else [])
+
+
+@every_module
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_default_device_elsewhere_changes_nothing(name, form, training):
+    rates = regularised(name, recurrent_dropout=0.4, zoneout_h=0.3, zoneout_c=0.5, weight_drop=0.25)
+    module = make(name, num_layers=2, bidirectional=True, recompute=True, **rates).train(training)
+    case = Case(module, form, True, True)
+    found = []
+    for elsewhere in (contextlib.nullcontext(), torch.device("meta")):
+        torch.manual_seed(7)
+        with elsewhere:
+            found.append(case.run())
+            found.append(torch.autograd.grad([t.sum() for t in found[-1]], case.leaves))
+    assert_same(found[2:], found[:2])
 
 
 def regularised(name, **rates):

@@ -1,6 +1,7 @@
 """Any module on any input does what torch.nn does: outputs and every gradient, in every dtype."""
 
 import hypothesis
+import pytest
 import torch
 from hypothesis import strategies as st
 from tolerances import RATIO, assert_same, distance, floor
@@ -9,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_leaves, tree_map
 from twins import SEQUENCES, TWINS, results_and_gradients, tensors
 
+pytestmark = pytest.mark.usefixtures("device")
 FORMS = ["padded", "packed", "packed unsorted", "packed by hand", "unbatched"]
 
 

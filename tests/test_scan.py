@@ -7,8 +7,11 @@ import sys
 
 import pytest
 import torch
+from twins import only_on_cpu
 
 from fusedrnn import kernels, operators, reference, scan
+
+pytestmark = pytest.mark.usefixtures("device")
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-5}  # relative to the largest element
 
@@ -30,7 +33,7 @@ def make_layer(mode, D, T, N, I, H, P, bias, dtype, packed=None, lengths=None, r
     lstm = mode == "LSTM"
     return (
         mode, leaf(*shape, I), leaf(D, N, P), leaf(D, N, H) if lstm else None, weights,
-        torch.tensor(packed) if packed else None, torch.tensor(lengths) if lengths else None,
+        torch.tensor(packed, device="cpu") if packed else None, torch.tensor(lengths) if lengths else None,
         torch.rand(shape) < 0.3 if reset else None, leaf(D, N, P) if reset_state else None,
         leaf(D, N, H) if reset_state and lstm else None,
     )  # fmt: skip
@@ -78,6 +81,7 @@ SHARED = {
 }
 
 
+@only_on_cpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", list(kernels.GATES))
 @pytest.mark.parametrize("name", list(SHARED))
@@ -114,6 +118,7 @@ def test_results_do_not_depend_on_the_number_of_threads(mode, name, dtype):
                 assert (a - b).abs().max() <= TOLERANCE[dtype] * b.abs().max()
 
 
+@only_on_cpu
 @pytest.mark.parametrize("isa", ["DEFAULT", "AVX2"])
 def test_other_instruction_sets_pass_the_tests_of_this_file(isa):
     ranks = ["DEFAULT", "AVX2", "AVX512"]
@@ -124,6 +129,7 @@ def test_other_instruction_sets_pass_the_tests_of_this_file(isa):
     assert done.returncode == 0, done.stdout
 
 
+@only_on_cpu
 def test_the_compiled_extension_is_in_use():
     assert kernels.extension_error is None
 

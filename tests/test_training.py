@@ -10,10 +10,12 @@ from tolerances import assert_same
 from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
-from twins import SEQUENCES, TWINS, arguments, every_sequence
+from twins import SEQUENCES, TWINS, arguments, every_sequence, only_on_cpu
 
 import fusedrnn
 from fusedrnn import kernels
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 class Model(nn.Module):
@@ -59,6 +61,7 @@ def train_in_process(rank, path):
     dist.destroy_process_group()
 
 
+@only_on_cpu
 def test_two_processes_give_the_gradients_of_one(tmp_path):
     mp.spawn(train_in_process, (str(tmp_path / "rendezvous"),), nprocs=2)
 
@@ -96,6 +99,7 @@ def test_masks_are_the_same_in_a_graph_of_inductor():
     assert_same(*found, torch.float32)
 
 
+@only_on_cpu
 def test_dropout_between_layers_draws_as_torch_does():
     plain = nn.LSTM(4, 4, 3, dropout=0.5)
     fused = fusedrnn.convert(copy.deepcopy(plain))
@@ -181,6 +185,7 @@ def test_operators_have_second_derivatives(plain, monkeypatch):
     assert_same(found, wanted)
 
 
+@only_on_cpu
 def test_every_mode_is_tested_here():
     assert {TWINS[plain](2, 2).mode for plain in SEQUENCES} | {"RNN_RELU"} == set(kernels.GATES)
 

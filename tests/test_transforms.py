@@ -1,5 +1,6 @@
 """The modules under autocast, functional calls, vmap, other devices, tracing and compiling."""
 
+import pytest
 import torch
 import torch._dynamo.testing
 from tolerances import assert_same
@@ -8,6 +9,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from twins import TWINS, arguments, every_class, every_sequence, pair, results_and_gradients
 
 import fusedrnn
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 @every_class
@@ -64,7 +67,7 @@ def test_device_context_and_to(plain):
     with torch.device("meta"):
         ours = TWINS[plain](3, 4)
     assert next(ours.parameters()).is_meta
-    ours = ours.to_empty(device="cpu").double()
+    ours = ours.to_empty(device=torch.get_default_device()).double()
     ours.load_state_dict(plain(3, 4).state_dict())
     assert tree_leaves(ours(*arguments(plain)))[0].dtype == torch.float64
 
@@ -74,14 +77,14 @@ def test_autocast(plain):
     ours, theirs = pair(plain, 3, 4, dtype=torch.float32)
     args = arguments(plain, dtype=torch.float32, grad=True)
     wanted = results_and_gradients(theirs, *args)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         output = ours(*args)
     assert all(t.dtype == torch.bfloat16 for t in tree_leaves(output))
     for a, b in zip(tree_leaves(output), wanted[0], strict=True):
         assert (a - b).abs().max() < 0.02  # values within 1, eight bits of mantissa
     sum(t.float().sum() for t in tree_leaves(output)).backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in ours.parameters())
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         double = TWINS[plain](3, 4, dtype=torch.float64)(*arguments(plain))
     assert all(t.dtype == torch.float64 for t in tree_leaves(double))
 

@@ -18,6 +18,7 @@ TWINS = {
 SEQUENCES = [nn.LSTM, nn.GRU, nn.RNN]
 every_class = pytest.mark.parametrize("plain", list(TWINS), ids=lambda c: c.__name__)
 every_sequence = pytest.mark.parametrize("plain", SEQUENCES, ids=lambda c: c.__name__)
+only_on_cpu = pytest.mark.parametrize("device", ["cpu"], indirect=True)
 
 
 def pair(plain, *args, dtype=torch.float64, **kwargs):
