@@ -8,7 +8,7 @@ from tolerances import RATIO, assert_same, distance, floor
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_leaves, tree_map
-from twins import SEQUENCES, TWINS, results_and_gradients, tensors
+from twins import SEQUENCES, TWINS, only_on_cpu, results_and_gradients, tensors
 
 pytestmark = pytest.mark.usefixtures("device")
 FORMS = ["padded", "packed", "packed unsorted", "packed by hand", "unbatched"]
@@ -94,3 +94,24 @@ def test_any_call_agrees_with_torch_in_every_dtype(case):
                 sensitivity = max(distance(t, truth) for t in near)
                 allowed = RATIO * distance(theirs, truth) + floor(dtype, sensitivity)
                 assert distance(ours, truth) <= allowed, f"result {place} of {dtype}"
+
+
+@only_on_cpu
+@pytest.mark.parametrize(
+    "plain, T, N, sizes",
+    [
+        (nn.LSTM, 25, 1, {"input_size": 640, "hidden_size": 2048, "proj_size": 640}),
+        (nn.RNN, 40, 16, {"input_size": 1024, "hidden_size": 1024}),
+        (nn.GRU, 20, 7, {"input_size": 700, "hidden_size": 1024}),
+        (nn.LSTM, 2000, 2, {"input_size": 16, "hidden_size": 64}),
+    ],
+)
+def test_long_sums_and_long_sequences_are_as_exact_as_those_of_torch(plain, T, N, sizes):
+    torch.manual_seed(0)
+    case = plain, sizes, [torch.randn(T, N, sizes["input_size"])], None
+    exact = run(plain, case, torch.float32, torch.float64)
+    ours, theirs = (
+        max(distance(t, truth) for t, truth in zip(run(cls, case, torch.float32), exact, strict=True))
+        for cls in (TWINS[plain], plain)
+    )
+    assert ours <= max(RATIO * theirs, floor(torch.float32, 0))

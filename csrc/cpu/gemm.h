@@ -2,7 +2,7 @@
 // tile. B is packed in panels of up to kPanelVectors vectors of columns, or, for products too few to pay for packing,
 // a weight as PyTorch keeps it.
 //
-// Each element of C is made by one chain of operations over k that knows neither the other rows nor the other columns:
+// Each element of C is made by one order of operations over k that knows neither the other rows nor the other columns:
 // results do not depend on how rows or columns are shared out among threads.
 #pragma once
 
@@ -14,6 +14,9 @@ template <class T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 constexpr int kTileRows = 6;
+// The longer a chain of additions, the more it errs: a long sum is made of sums of so many terms. One of 2,048 errs 3.8
+// times as much as torch's where it is one chain, 1.1 times so; the product takes 1 % longer.
+constexpr int64_t kTerms = 256;
 constexpr int kPanelVectors = FUSEDRNN_VECTOR_BYTES == 64 ? 4 : 2;  // 6 x 4 of 32 registers, or 6 x 2 of 16
 template <class S>
 constexpr int64_t kPanel = kPanelVectors * Vec<S>::kLanes;
@@ -75,30 +78,35 @@ void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init
                    int64_t c_stride) {
   using V = Vec<S>;
   const S* row[M];
-  V sum[M][NV];
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-    row[m] = a[m];
+  for (int m = 0; m < M; ++m) row[m] = a[m];
+  int64_t k = 0;
+  do {
+    V sum[M][NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) sum[m][v] = V(0);
-  }
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) sum[m][v] = V(0);
+    int64_t end = least(k_count, k + kTerms);
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < k_count; ++k, b += NV * V::kLanes) {
-    V column[NV];
+    for (; k < end; ++k, b += NV * V::kLanes) {
+      V column[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::kLanes);
+      for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::kLanes);
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      V value(row[m][k]);
+      for (int m = 0; m < M; ++m) {
+        V value(row[m][k]);
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) sum[m][v] = sum[m][v] + column[v] * value;
+        for (int v = 0; v < NV; ++v) sum[m][v] = sum[m][v] + column[v] * value;
+      }
     }
-  }
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m)
+    for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v)
-      (V::load(init + m * init_stride + v * V::kLanes) + sum[m][v]).store(c + m * c_stride + v * V::kLanes);
+      for (int v = 0; v < NV; ++v)
+        (V::load(init + m * init_stride + v * V::kLanes) + sum[m][v]).store(c + m * c_stride + v * V::kLanes);
+    init = c, init_stride = c_stride;
+  } while (k < k_count);
 }
 
 template <class S>
