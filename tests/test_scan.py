@@ -119,6 +119,22 @@ def test_results_do_not_depend_on_the_number_of_threads(mode, name, dtype):
 
 
 @only_on_cpu
+@pytest.mark.parametrize("H", [70, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mode", list(kernels.GATES))
+def test_results_of_a_row_do_not_depend_on_how_many_threads_or_rows_there_are(mode, dtype, H):
+    """Weights of bfloat16 are kept in another form for few rows."""
+    T, N = 15, 8
+    _, x, h0, c0, weights, *_ = make_layer(mode, 1, T, N, 20, H, H, True, dtype)
+    weights = [w.detach() * H**-0.5 for w in weights]
+    whole, _, *_ = scan.scan(mode, x, h0, c0, weights)
+    for begin, end in ((0, 1), (1, 3), (3, 6), (0, 7)):
+        rows = slice(begin, end)
+        part, *_ = scan.scan(mode, x[:, rows], h0[:, rows], None if c0 is None else c0[:, rows], weights)
+        assert torch.equal(part, whole[:, rows])
+
+
+@only_on_cpu
 @pytest.mark.parametrize("isa", ["DEFAULT", "AVX2"])
 def test_other_instruction_sets_pass_the_tests_of_this_file(isa):
     ranks = ["DEFAULT", "AVX2", "AVX512"]

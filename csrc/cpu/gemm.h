@@ -71,9 +71,21 @@ void pack(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packe
         V::load(w + k * stride + n, n_count - n).store(packed);
 }
 
+// bfloat16 of an even k_count, not widened: one lane holds B[k][n] and B[k+1][n] as they lie in w.
+template <class T, class S>
+void pack_pairs(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packed) {
+  pack_transposed(reinterpret_cast<const S*>(w), n_count, stride / 2, k_count / 2, packed);
+}
+FUSEDRNN_FN Vec<float> even_of_pairs(Vec<float> pairs) {
+  return (Vec<float>::Raw)((Register<float>::Unsigned)pairs.v << 16);
+}
+FUSEDRNN_FN Vec<float> odd_of_pairs(Vec<float> pairs) {
+  return (Vec<float>::Raw)((Register<float>::Unsigned)pairs.v & 0xffff0000u);
+}
+
 // One register tile: c[m][0 .. NV vectors) = init[m] + sum_k a[m][k] b[k]. The sums start from zero: GCC spills them
-// all where they start from memory.
-template <int M, int NV, class S>
+// all where they start from memory. With `Pairs` the same sums are made of what pack_pairs packed.
+template <int M, int NV, bool Pairs, class S>
 void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init, int64_t init_stride, S* c,
                    int64_t c_stride) {
   using V = Vec<S>;
@@ -87,17 +99,27 @@ void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) sum[m][v] = V(0);
-    int64_t end = least(k_count, k + kTerms);
-#pragma GCC unroll 2
-    for (; k < end; ++k, b += NV * V::kLanes) {
-      V column[NV];
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::kLanes);
+    auto add = [&](const V(&column)[NV], int64_t k) {
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
         V value(row[m][k]);
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) sum[m][v] = sum[m][v] + column[v] * value;
+      }
+    };
+    int64_t end = least(k_count, k + kTerms);
+#pragma GCC unroll 2
+    for (; k < end; k += 1 + Pairs, b += NV * V::kLanes) {
+      V column[NV];
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::kLanes);
+      if constexpr (Pairs) {
+        V even[NV], odd[NV];
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) even[v] = even_of_pairs(column[v]), odd[v] = odd_of_pairs(column[v]);
+        add(even, k), add(odd, k + 1);
+      } else {
+        add(column, k);
       }
     }
 #pragma GCC unroll 8
@@ -112,26 +134,29 @@ void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init
 template <class S>
 using MultiplyTile = void (*)(const S* const*, int64_t, const S*, const S*, int64_t, S*, int64_t);
 
-template <int NV, class S>
-constexpr MultiplyTile<S> kTiles[kTileRows] = {multiply_tile<1, NV, S>, multiply_tile<2, NV, S>,
-                                               multiply_tile<3, NV, S>, multiply_tile<4, NV, S>,
-                                               multiply_tile<5, NV, S>, multiply_tile<6, NV, S>};
+template <int NV, bool Pairs, class S>
+constexpr MultiplyTile<S> kTiles[kTileRows] = {multiply_tile<1, NV, Pairs, S>, multiply_tile<2, NV, Pairs, S>,
+                                               multiply_tile<3, NV, Pairs, S>, multiply_tile<4, NV, Pairs, S>,
+                                               multiply_tile<5, NV, Pairs, S>, multiply_tile<6, NV, Pairs, S>};
 
-template <class S>
+template <bool Pairs, class S>
 FUSEDRNN_FN const MultiplyTile<S>* tiles_of(int64_t vectors) {
   if constexpr (kPanelVectors > 2) {
-    if (vectors == 4) return kTiles<4, S>;
-    if (vectors == 3) return kTiles<3, S>;
+    if (vectors == 4) return kTiles<4, Pairs, S>;
+    if (vectors == 3) return kTiles<3, Pairs, S>;
   }
-  return vectors == 2 ? kTiles<2, S> : kTiles<1, S>;
+  return vectors == 2 ? kTiles<2, Pairs, S> : kTiles<1, Pairs, S>;
 }
 
 // c[m] = init[m] + a[m] B for any number of rows and the columns of one panel. An init_stride of 0 adds one bias to all
 // rows; init = c accumulates. Tiles are as even as can be: of 8 rows, 4 + 4 are faster than 6 + 2.
 template <class S>
 void multiply(int64_t rows, int64_t columns, const S* const* a, int64_t k, const S* panel, const S* init,
-              int64_t init_stride, S* c, int64_t c_stride) {
-  const MultiplyTile<S>* tiles = tiles_of<S>(padded<S>(columns) / Vec<S>::kLanes);
+              int64_t init_stride, S* c, int64_t c_stride, bool pairs = false) {
+  int64_t vectors = padded<S>(columns) / Vec<S>::kLanes;
+  const MultiplyTile<S>* tiles = tiles_of<false, S>(vectors);
+  if constexpr (std::is_same_v<S, float>)
+    if (pairs) tiles = tiles_of<true, S>(vectors);
   for (int64_t count = (rows + kTileRows - 1) / kTileRows; count > 0; --count) {
     int64_t size = count == 1 ? rows : (rows + count - 1) / count;  // of one row, a division would show
     tiles[size - 1](a, k, panel, init, init_stride, c, c_stride);

@@ -1,6 +1,7 @@
 // The instruction sets the drivers are compiled for: one namespace each, chosen from at run time in scan.cpp.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>

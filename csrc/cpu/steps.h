@@ -148,6 +148,13 @@ int64_t row_part(const ScanParams<T>& p, int64_t i, int64_t members) {
   return n;
 }
 
+// Is W_hh, as it is packed, too large for one core to keep?
+template <class Cell, class S>
+bool is_large(const Shape& s) {
+  constexpr int64_t kCacheOfACore = 1 << 20;
+  return Cell::kGates * s.hidden * s.projected * static_cast<int64_t>(sizeof(S)) > kCacheOfACore;
+}
+
 // Shares a layer out among threads and calls f(share) on each, for one direction after another where there are fewer
 // threads than directions. Rows are split where every thread's core can keep all of W_hh, as then no thread waits for
 // another before the end; units where it cannot or where rows are fewer than threads.
@@ -155,13 +162,12 @@ template <class Cell, class T, class F>
 void share_out(const ScanParams<T>& p, double flops, F&& f) {
   using S = Arithmetic<T>;
   constexpr double kFlopsWorthAThread = 1e6, kFlopsWorthAMeeting = 1e5;
-  constexpr int64_t kCacheOfACore = 1 << 20;
   const Shape& s = p.shape;
-  int64_t weights = Cell::kGates * s.hidden * s.projected;
+  double weights = static_cast<double>(Cell::kGates) * s.hidden * s.projected;
   int64_t wanted = flops < kFlopsWorthAThread ? 1 : max_threads(), groups = least(wanted, s.directions);
   int64_t most = wanted / groups;  // members of a group
-  bool splits_units = most > 1 && 2.0 * s.rows * weights > kFlopsWorthAMeeting * most &&
-                      (s.rows < most || weights * static_cast<int64_t>(sizeof(S)) > kCacheOfACore);
+  bool splits_units =
+      most > 1 && 2.0 * s.rows * weights > kFlopsWorthAMeeting * most && (s.rows < most || is_large<Cell, S>(s));
   if (!splits_units) most = most < s.rows ? most : (s.rows > 0 ? s.rows : 1);
   Barrier barriers[2];
   team(groups * most, [&](int64_t member, int64_t threads) {
