@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 SAMPLE = 0.004  # seconds a sample lasts at least: a call of 10 us is then timed 400 at a time
+SIZES = (512, 1024, 2048)  # of square matrices: some fit the caches and some do not
 WARM = 0.05  # a call shorter than this is made once untimed before its sample: another contender's data is in the cache
 
 
@@ -33,21 +34,23 @@ def alternate(
 
     Each contender must have been called once, or its first sample will hold what only a first call does.
     """
+
+    def sample(who):
+        if first[who] < WARM:
+            contenders[who]()
+        return clock(contenders[who], max(1, math.ceil(SAMPLE / first[who])))
+
     begin, enabled = time.perf_counter(), gc.isenabled()
     gc.disable()
     try:
         first = {who: clock(call, 1) for who, call in contenders.items()}
-        order, samples = list(contenders), {who: [] for who in contenders}
-        if min(first.values()) > WARM:  # they were a round already
-            samples = {who: [duration] for who, duration in first.items()}
-        for rounds in range(len(samples[order[0]]), most):
+        order = list(contenders)  # in the first round, a long call was its sample already
+        samples = {who: [first[who] if first[who] >= WARM else sample(who)] for who in order}
+        for rounds in range(1, most):
             if rounds >= least and time.perf_counter() - begin > seconds:
                 break
             for who in order:
-                call = contenders[who]
-                if first[who] < WARM:
-                    call()
-                samples[who].append(clock(call, max(1, math.ceil(SAMPLE / first[who]))))
+                samples[who].append(sample(who))
             order = order[1:] + order[:1] if rounds % 2 else order[::-1]
     finally:
         if enabled:
@@ -60,16 +63,34 @@ def quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
 
 
+def products(dtype: str) -> dict[int, Callable]:
+    """Contenders of ``alternate``: torch.mm of each size."""
+
+    def product(size):
+        a, b = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
+        return lambda: torch.mm(a, b)
+
+    return {size: product(size) for size in SIZES}
+
+
+def peak_in(samples: dict) -> float:
+    """GFLOP/s of torch.mm, the best size of each round of ``products`` and others: the median of the rounds.
+
+    A processor may be a fifth slower in one minute than in the next: shares of its peak are of what it reached at the
+    same time.
+    """
+    rates = [[2e-9 * size**3 / seconds for seconds in samples[size]] for size in SIZES]
+    return statistics.median(map(max, zip(*rates, strict=True)))
+
+
 @functools.cache
 def gemm_peak(dtype: str, threads: int) -> float:
-    """GFLOP/s of torch.mm: the best of many tries, square matrices that fit the caches and some that do not."""
-    before, best = torch.get_num_threads(), 0.0
+    """The same of one moment, for results that are not asked for their share."""
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    for size, tries in ((512, 40), (1024, 20), (2048, 6)):
-        a, b = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
-        best = max(best, *(2e-9 * size**3 / wall_clock(lambda a=a, b=b: torch.mm(a, b), 1) for _ in range(tries)))
+    peak = peak_in(alternate(products(dtype), 0.5))
     torch.set_num_threads(before)
-    return best
+    return peak
 
 
 @contextlib.contextmanager

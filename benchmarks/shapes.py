@@ -45,6 +45,11 @@ class Shape:
     def gates(self) -> int:
         return GATES[self.cell.removesuffix("Cell")]
 
+    @property
+    def nears_peak(self) -> bool:
+        """Large enough to be asked which share of the processor's peak it reaches."""
+        return self.dtype == "float32" and self.source == "grid" and self.N >= 32 and self.H >= 512
+
     def lengths(self) -> torch.Tensor:
         """[N], evenly spread over 10 to T, in no order; all T where the form knows no lengths."""
         if self.form not in ("packed", "lengths"):

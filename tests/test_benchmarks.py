@@ -82,6 +82,39 @@ def test_contenders_are_timed_in_turns_until_the_time_is_over():
     assert set(rounds) == {"ab", "ba"}
 
 
+def test_a_long_first_call_is_a_sample_and_a_short_one_is_not():
+    durations = {"short": 0.01, "long": 1.0}
+    made = []
+    clock = lambda call, count: [made.append((call(), count)), durations[call()]][1]  # noqa: E731
+    samples = measure.alternate({who: lambda who=who: who for who in durations}, 0, clock=clock, least=2)
+    assert {who: len(s) for who, s in samples.items()} == {"short": 2, "long": 2}
+    assert [who for who, _ in made].count("long") == 2
+    assert [who for who, _ in made].count("short") == 3
+
+
+def test_the_peak_is_that_of_the_rounds_in_which_the_layer_was_timed(monkeypatch):
+    """In each round the best size counts; of the rounds, the median."""
+    seconds = [2e-9 * size**3 for size in measure.SIZES]  # at 1 GFLOP/s
+    samples = {size: [s / 10, s / 30, s / 20] for size, s in zip(measure.SIZES, seconds, strict=True)}
+    samples[1024][2] /= 2
+    assert measure.peak_in(samples) == pytest.approx(30)
+
+    monkeypatch.setattr(measure, "gemm_peak", lambda *args: 1.0)
+    monkeypatch.setattr(measure, "SIZES", (8, 16))
+    with_whom = []
+
+    def alternate(contenders, seconds):
+        with_whom.append(list(contenders))
+        return {who: [1e-9, 1e-9] for who in contenders}
+
+    monkeypatch.setattr(measure, "alternate", alternate)
+    large = next(s for s in SHAPES if s.nears_peak)
+    timed = [bench.Timed(shape, ["torch"]) for shape in (dataclasses.replace(large, T=1), small(large))]
+    peaks = [t.run("forward", torch.get_num_threads(), 0)["peak"] for t in timed]
+    assert with_whom == [["fusedrnn", "torch", 8, 16], ["fusedrnn", "torch"]]
+    assert peaks == [pytest.approx(2 * 16**3), 1.0]
+
+
 def test_flops_count_the_rows_that_are_there():
     shape = Shape("LSTM", 10, 2, 3, 4, "", layers=2, directions=2)
     assert shape.flops("forward") == 2 * 20 * 2 * 4 * 4 * ((3 + 4) + (8 + 4))
