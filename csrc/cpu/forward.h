@@ -3,6 +3,7 @@
 #pragma once
 
 #include "steps.h"
+#include "twin.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -218,22 +219,23 @@ class Forward {
     int64_t place = row.index * s.directions + d;
     T* c_step = p.c_steps ? p.c_steps + place * s.hidden : nullptr;
     bool zone_h = p.zone_h && !projects;
-    for (int64_t v = 0; v < columns; v += V::kLanes) {
+    auto units = [&]<class U>(U, int64_t v) {
       int64_t j = j0 + v, n = s.hidden - j;
-      V x[G], r[G], state[2], keep[A];
+      U x[G], r[G], state[2], keep[A];
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {
-        x[g] = V::load(row.gates_x + g * width + j - share.unit);
-        r[g] = V::load(gates_r + g * kPanel<S> + v);
+        x[g] = U::load(row.gates_x + g * width + j - share.unit);
+        r[g] = U::load(gates_r + g * kPanel<S> + v);
       }
       if constexpr (kHasCell)
-        state[1] = V::load(c + j);
+        state[1] = U::load(c + j);
       else
-        state[0] = V::load(h + j, n);
-      V c_before = kHasCell ? state[1] : V(0);
+        state[0] = U::load(h + j, n);
+      U c_before = kHasCell ? state[1] : U(0);
       Cell::forward(x, r, state, keep);
-      if (zone_h) state[0] = blend(share_kept<S>(p.zone_h, place * s.projected + j, n), V::load(h + j, n), state[0]);
-      if (kHasCell && p.zone_c) state[1] = blend(share_kept<S>(p.zone_c, place * s.hidden + j, n), c_before, state[1]);
+      if (zone_h) state[0] = blend(share_kept<S, U>(p.zone_h, place * s.projected + j, n), U::load(h + j, n), state[0]);
+      if (kHasCell && p.zone_c)
+        state[1] = blend(share_kept<S, U>(p.zone_c, place * s.hidden + j, n), c_before, state[1]);
       state[0].store(out + j, n);
       if constexpr (kHasCell) {
         state[1].store(c + j);
@@ -242,7 +244,10 @@ class Forward {
       if (saved)
 #pragma GCC unroll 4
         for (int i = 0; i < A; ++i) keep[i].store(saved + i * s.hidden + j, n);
-    }
+    };
+    int64_t v = 0;
+    for (; v + V::kLanes < columns; v += 2 * V::kLanes) units(Twin<S>(), v);
+    if (v < columns) units(V(), v);
   }
 
   T* hidden_row(int d, const Row& row) {

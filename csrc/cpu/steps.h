@@ -52,9 +52,9 @@ FUSEDRNN_FN void multiply_row(To* to, const A* a, const B* b, int64_t count) {
 }
 
 // The share of its old value that each lane keeps in a step; `at` is the first lane's place in the mask.
-template <class S>
-FUSEDRNN_FN Vec<S> share_kept(const Zone& zone, int64_t at, int64_t lanes) {
-  return zone.keeps ? Vec<S>::load(zone.keeps + at, lanes) : Vec<S>(static_cast<S>(zone.share));
+template <class S, class V = Vec<S>>
+FUSEDRNN_FN V share_kept(const Zone& zone, int64_t at, int64_t lanes) {
+  return zone.keeps ? V::load(zone.keeps + at, lanes) : V(static_cast<S>(zone.share));
 }
 // Selected where the share is 0 or 1, never multiplied.
 template <class V>

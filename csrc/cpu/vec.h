@@ -78,9 +78,32 @@ struct Register<double> {
 };
 #undef FUSEDRNN_REGISTER
 
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2, and exp(r) - 1 by its Taylor series, whose remainder is
+// below a tenth of an ulp. NaN passes through; outside [-kMax, kMax] the result is that of the end point, which for a
+// sigmoid or tanh is 0 or 1 to the last bit.
+template <class S>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float kMax = 87.0f, kTanhMax = 20.0f, kRound = 0x1.8p23f, kLog2e = 0x1.715476p0f;
+  static constexpr float kLn2Hi = 0x1.62e4p-1f, kLn2Lo = 0x1.7f7d1cp-20f;
+  static constexpr int kTerms = 7, kMantissa = 23;
+  static constexpr float kInverseFactorials[] = {1.f, 1.f / 2, 1.f / 6, 1.f / 24, 1.f / 120, 1.f / 720, 1.f / 5040};
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double kMax = 708.0, kTanhMax = 44.0, kRound = 0x1.8p52, kLog2e = 0x1.71547652b82fep0;
+  static constexpr double kLn2Hi = 0x1.62e42fee00000p-1, kLn2Lo = 0x1.a39ef35793c76p-33;
+  static constexpr int kTerms = 13, kMantissa = 52;
+  static constexpr double kInverseFactorials[] = {
+      1.,         1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,       1. / 5040,
+      1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800};
+};
+
 template <class S>
 struct Vec {
   static constexpr int kLanes = FUSEDRNN_VECTOR_BYTES / sizeof(S);
+  using Scalar = S;
   using Raw = typename Register<S>::Raw;
   using Bits = typename Register<S>::Bits;
 
@@ -137,6 +160,12 @@ struct Vec {
       return Raw(_mm512_max_ps(_mm512_set1_ps(-max), _mm512_min_ps(_mm512_set1_ps(max), (__m512)x.v)));
 #endif
     return where(Vec(max) <= x, Vec(max), where(x <= Vec(-max), Vec(-max), x));
+  }
+
+  // 2^n, of n added to kRound.
+  FUSEDRNN_FN static Vec power_of_two(Vec shifted) {
+    Bits exponent = (Bits)shifted.v << ExpConstants<S>::kMantissa;
+    return Raw(exponent + (Bits)Vec(1).v);
   }
 
  private:
@@ -212,37 +241,14 @@ FUSEDRNN_FN void Vec<S>::store(T* p) const {
   }
 }
 
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2, and exp(r) - 1 by its Taylor series, whose remainder is
-// below a tenth of an ulp. NaN passes through; outside [-kMax, kMax] the result is that of the end point, which for a
-// sigmoid or tanh is 0 or 1 to the last bit.
-template <class S>
-struct ExpConstants;
-template <>
-struct ExpConstants<float> {
-  static constexpr float kMax = 87.0f, kTanhMax = 20.0f, kRound = 0x1.8p23f, kLog2e = 0x1.715476p0f;
-  static constexpr float kLn2Hi = 0x1.62e4p-1f, kLn2Lo = 0x1.7f7d1cp-20f;
-  static constexpr int kTerms = 7, kMantissa = 23;
-  static constexpr float kInverseFactorials[] = {1.f, 1.f / 2, 1.f / 6, 1.f / 24, 1.f / 120, 1.f / 720, 1.f / 5040};
-};
-template <>
-struct ExpConstants<double> {
-  static constexpr double kMax = 708.0, kTanhMax = 44.0, kRound = 0x1.8p52, kLog2e = 0x1.71547652b82fep0;
-  static constexpr double kLn2Hi = 0x1.62e42fee00000p-1, kLn2Lo = 0x1.a39ef35793c76p-33;
-  static constexpr int kTerms = 13, kMantissa = 52;
-  static constexpr double kInverseFactorials[] = {
-      1.,         1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,       1. / 5040,
-      1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800};
-};
-
-template <class S>
+template <class V>
 struct SplitExp {
-  Vec<S> scale, expm1;  // 2^n and exp(r) - 1
+  V scale, expm1;  // 2^n and exp(r) - 1
 };
 
-template <class S>
-FUSEDRNN_FN SplitExp<S> split_exp(Vec<S> x, S max) {
-  using C = ExpConstants<S>;
-  using V = Vec<S>;
+template <class V>
+FUSEDRNN_FN SplitExp<V> split_exp(V x, typename V::Scalar max) {
+  using C = ExpConstants<typename V::Scalar>;
   x = V::clamp(x, max);
   V shifted = x * V(C::kLog2e) + V(C::kRound);
   V n = shifted - V(C::kRound);
@@ -250,24 +256,31 @@ FUSEDRNN_FN SplitExp<S> split_exp(Vec<S> x, S max) {
   V series(C::kInverseFactorials[C::kTerms - 1]);
 #pragma GCC unroll 16
   for (int k = C::kTerms - 2; k >= 0; --k) series = series * r + V(C::kInverseFactorials[k]);
-  typename V::Bits exponent = (typename V::Bits)shifted.v << C::kMantissa;
-  typename V::Bits one = (typename V::Bits)V(1).v;
-  return {V((typename V::Raw)(exponent + one)), r * series};
+  return {V::power_of_two(shifted), r * series};
 }
 
 // Max error 2 ulp in [-kMax, kMax].
-template <class S>
-FUSEDRNN_FN Vec<S> exp(Vec<S> x) {
-  auto e = split_exp(x, ExpConstants<S>::kMax);
+template <class V>
+FUSEDRNN_FN V exp_of(V x) {
+  auto e = split_exp(x, ExpConstants<typename V::Scalar>::kMax);
   return e.scale + e.scale * e.expm1;
 }
 
 // tanh(x) = m / (m + 2), m = exp(2x) - 1: no cancellation near zero. Max error 3 ulp.
+template <class V>
+FUSEDRNN_FN V tanh_of(V x) {
+  auto e = split_exp(x + x, ExpConstants<typename V::Scalar>::kTanhMax);
+  V m = e.scale * e.expm1 + (e.scale - V(1));
+  return m / (m + V(2));
+}
+
+template <class S>
+FUSEDRNN_FN Vec<S> exp(Vec<S> x) {
+  return exp_of(x);
+}
 template <class S>
 FUSEDRNN_FN Vec<S> tanh(Vec<S> x) {
-  auto e = split_exp(x + x, ExpConstants<S>::kTanhMax);
-  Vec<S> m = e.scale * e.expm1 + (e.scale - Vec<S>(1));
-  return m / (m + Vec<S>(2));
+  return tanh_of(x);
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

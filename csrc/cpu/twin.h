@@ -1,0 +1,56 @@
+// Twin: two vectors that take every operation in turns, so that one has something to do while the other's last result
+// is under way: a vector of an LSTM's units takes 26 ns in a twin, 35 ns alone.
+#pragma once
+
+#include "vec.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+template <class S>
+struct Twin {
+  using Scalar = S;
+  using V = Vec<S>;
+  static constexpr int kLanes = 2 * V::kLanes;
+  struct Bits {
+    typename V::Bits a, b;
+  };
+
+  V a, b;
+
+  Twin() = default;
+  FUSEDRNN_FN Twin(V first, V second) : a(first), b(second) {}
+  FUSEDRNN_FN explicit Twin(S scalar) : a(scalar), b(scalar) {}
+  FUSEDRNN_FN explicit Twin(int scalar) : a(scalar), b(scalar) {}
+
+  // of n lanes or all: the second vector has one at least
+  template <class T>
+  FUSEDRNN_FN static Twin load(const T* p, int64_t n = kLanes) {
+    return {V::load(p), V::load(p + V::kLanes, n - V::kLanes)};
+  }
+  template <class T>
+  FUSEDRNN_FN void store(T* p, int64_t n = kLanes) const {
+    a.store(p), b.store(p + V::kLanes, n - V::kLanes);
+  }
+
+  FUSEDRNN_FN friend Twin operator+(Twin x, Twin y) { return {x.a + y.a, x.b + y.b}; }
+  FUSEDRNN_FN friend Twin operator-(Twin x, Twin y) { return {x.a - y.a, x.b - y.b}; }
+  FUSEDRNN_FN friend Twin operator*(Twin x, Twin y) { return {x.a * y.a, x.b * y.b}; }
+  FUSEDRNN_FN friend Twin operator/(Twin x, Twin y) { return {x.a / y.a, x.b / y.b}; }
+  FUSEDRNN_FN friend Twin operator-(Twin x) { return {-x.a, -x.b}; }
+  FUSEDRNN_FN friend Bits operator<=(Twin x, Twin y) { return {x.a <= y.a, x.b <= y.b}; }
+  FUSEDRNN_FN friend Twin where(Bits m, Twin x, Twin y) { return {where(m.a, x.a, y.a), where(m.b, x.b, y.b)}; }
+
+  FUSEDRNN_FN static Twin clamp(Twin x, S max) { return {V::clamp(x.a, max), V::clamp(x.b, max)}; }
+  FUSEDRNN_FN static Twin power_of_two(Twin x) { return {V::power_of_two(x.a), V::power_of_two(x.b)}; }
+};
+
+template <class S>
+FUSEDRNN_FN Twin<S> exp(Twin<S> x) {
+  return exp_of(x);
+}
+template <class S>
+FUSEDRNN_FN Twin<S> tanh(Twin<S> x) {
+  return tanh_of(x);
+}
+
+}  // namespace fusedrnn::FUSEDRNN_ISA
