@@ -119,7 +119,7 @@ def test_more_steps_than_a_grid_has_blocks():
     mode, x, h0, c0, weights, *masks = (t.detach() if isinstance(t, torch.Tensor) else t for t in case.arguments())
     results = []
     for kernel in (layer.Extension(device, case.tier), kernels._C):
-        y, h_n, _, c_steps, saved, _ = kernel.scan_forward(mode, True, False, x, h0, c0, *masks, weights)
+        y, h_n, _, c_steps, saved, _ = kernel.scan_forward(mode, True, False, (x, h0, c0, *masks), weights)
         gradients = kernel.scan_backward(
             mode, x, h0, c0, *masks, weights, y, c_steps, saved, x.expand_as(y), h0, None, None
         )
