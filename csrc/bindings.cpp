@@ -54,10 +54,13 @@ void visit_dtype(at::ScalarType dtype, F&& f) {
 // A layer's tensors, dense, of one dtype, with consistent sizes. Owns what ScanParams only points to.
 class Layer {
  public:
-  Layer(const std::string& mode, const Tensor& x, const Tensor& h0, const optional<Tensor>& c0,
-        const optional<Tensor>& batch_sizes, const optional<Tensor>& lengths, const optional<Tensor>& reset,
-        const optional<Tensor>& reset_h, const optional<Tensor>& reset_c, const std::vector<Tensor>& weights)
-      : kind(cell_kind(mode)), sizes(cell_sizes(kind)), options(x.options()) {
+  Layer(const std::string& mode, const Args& args, const std::vector<Tensor>& weights)
+      : kind(cell_kind(mode)), sizes(cell_sizes(kind)) {
+    const auto& [x_given, h0_given, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c] = args;
+    check(x_given && h0_given, "x and h0 must be tensors");
+    const Tensor &x = *x_given, &h0 = *h0_given;
+    options = x.options();
+    packed = batch_sizes.has_value();
     check(x.is_cpu() || (kWithCuda && x.is_cuda()), "there are compiled kernels for the CPU",
           kWithCuda ? " and CUDA" : "", ", got a tensor on ", x.device());
     one_step = h0.dim() == 2 && !batch_sizes && !lengths && !reset;
@@ -85,9 +88,6 @@ class Layer {
     if (lengths) this->lengths = take(*lengths, {shape.rows}, "lengths", at::kLong);
     if (reset) this->reset = take(reset->flatten(), {shape.packed_rows}, "reset", at::kBool);
     take_weights(weights, count);
-  }
-
-  void regularise(const optional<Tensor>& h_mask, const optional<Tensor>& zone_h, const optional<Tensor>& zone_c) {
     check(!zone_c || has_cell_state(), "zone_c is for a cell with c");
     if (h_mask) this->h_mask = take(*h_mask, h0.sizes(), "h_mask");
     if (zone_h) this->zone_h = take_zone(*zone_h, shape.projected, "zone_h");
@@ -163,7 +163,8 @@ class Layer {
   at::TensorOptions options;
   Size offsets;
   Tensor device_offsets;  // on CUDA, of packed input
-  bool one_step = false;  // of a cell: x [N, I] and states [N, P], without dimensions for steps and directions
+  bool packed;
+  bool one_step;  // of a cell: x [N, I] and states [N, P], without dimensions for steps and directions
   Tensor x, h0, c0, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c;
   Tensor weights[10];  // five a direction: w_ih, w_hh, b_ih, b_hh, w_hr; absent ones undefined
 
@@ -213,11 +214,8 @@ class Layer {
 
 std::vector<Tensor> fusedrnn::scan_forward(const std::string& mode, bool training, bool c_sequence, const Args& args,
                                            const std::vector<Tensor>& weights) {
-  const auto& [x_given, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c] = args;
-  check(x_given && h0, "x and h0 must be tensors");
-  const Tensor& x = *x_given;
-  Layer layer(mode, x, *h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights);
-  layer.regularise(h_mask, zone_h, zone_c);
+  Layer layer(mode, args, weights);
+  const Tensor& x = layer.x;
   const Shape& s = layer.shape;
   Tensor y = layer.empty(layer.sequence(s.projected)), h_n = layer.one_step ? y : layer.empty(layer.h0.sizes());
   Tensor c_n, c_steps, saved, hidden;
@@ -228,8 +226,7 @@ std::vector<Tensor> fusedrnn::scan_forward(const std::string& mode, bool trainin
   Tensor gates_x;
   if constexpr (kWithCuda)
     if (x.is_cuda())
-      gates_x =
-          project_input(layer.x, layer.weights, s, layer.sizes.gates, training ? layer.sizes.saved : layer.sizes.gates);
+      gates_x = project_input(x, layer.weights, s, layer.sizes.gates, training ? layer.sizes.saved : layer.sizes.gates);
   if (x.is_cuda() && s.steps == 0) {  // no step, no kernel that would put the states down
     h_n.copy_(layer.h0);
     if (c_n.defined()) c_n.copy_(layer.c0);
@@ -253,6 +250,14 @@ std::vector<Tensor> fusedrnn::scan_forward(const std::string& mode, bool trainin
 
 namespace {
 
+using Optional = std::vector<optional<Tensor>>;
+
+std::vector<Tensor> present(const Optional& given) {  // undefined where there is none
+  std::vector<Tensor> all;
+  for (const auto& t : given) all.push_back(t.value_or(Tensor()));
+  return all;
+}
+
 // Tier, groups, blocks, row tiles, replicas and shared bytes of the plan for a layer on a device, for tests.
 auto layer_plan(const std::string& mode, bool backward, int64_t steps, int64_t rows, int64_t hidden, int64_t projected,
                 int directions, int value_bytes, int multiprocessors, int shared_bytes, int capability,
@@ -267,73 +272,73 @@ auto layer_plan(const std::string& mode, bool backward, int64_t steps, int64_t r
                          p.shared_bytes);
 }
 
-// Returns dgates [D, R, Q, H], h_prev [D, R, P] (unless it is y one step earlier), dh_steps [D, R, P] (with a
-// projection), dh0, dc0, dreset_h, dreset_c.
-std::vector<Tensor> scan_backward(const std::string& mode, const Tensor& x, const Tensor& h0,
-                                  const optional<Tensor>& c0, const optional<Tensor>& batch_sizes,
-                                  const optional<Tensor>& lengths, const optional<Tensor>& reset,
-                                  const optional<Tensor>& reset_h, const optional<Tensor>& reset_c,
-                                  const optional<Tensor>& h_mask, const optional<Tensor>& zone_h,
-                                  const optional<Tensor>& zone_c, const std::vector<Tensor>& weights, const Tensor& y,
-                                  const optional<Tensor>& c_steps, const Tensor& saved, const optional<Tensor>& dy,
-                                  const optional<Tensor>& dh_n, const optional<Tensor>& dc_n,
-                                  const optional<Tensor>& dc_steps) {
-  Layer layer(mode, x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, weights);
-  layer.regularise(h_mask, zone_h, zone_c);
+}  // namespace
+
+std::vector<Tensor> fusedrnn::scan_backward(const std::string& mode, const Args& args,
+                                            const std::vector<Tensor>& weights, const std::vector<Tensor>& outputs,
+                                            const std::vector<Tensor>& grads, const std::vector<bool>& wanted) {
+  Layer layer(mode, args, weights);
   const Shape& s = layer.shape;
   int64_t D = s.directions, R = s.packed_rows;
-  auto given = [&](const optional<Tensor>& t, at::IntArrayRef size, const char* name) {
-    return t ? layer.take(*t, size, name) : Tensor();
+  auto given = [&](const Tensor& t, at::IntArrayRef size, const char* name) {
+    return t.defined() ? layer.take(t, size, name) : t;
   };
   Size y_size = layer.sequence(s.projected), c_size = layer.sequence(s.hidden);
-  Tensor y_in = layer.take(y, y_size, "y"), c_in = given(c_steps, c_size, "c_steps");
-  Tensor saved_in = layer.take(saved, {D, R, layer.sizes.saved, s.hidden}, "saved");
-  Tensor dy_in = given(dy, y_size, "dy"), dh_n_in = given(dh_n, layer.state(s.projected), "dh_n");
-  Tensor dc_n_in = given(dc_n, layer.state(s.hidden), "dc_n"), dc_in = given(dc_steps, c_size, "dc_steps");
-  check(!layer.has_cell_state() || c_in.defined(), "an LSTM needs c_steps");
-  Tensor dgates = layer.empty({D, R, layer.sizes.grads, s.hidden}), h_prev;
-  bool shifted = !batch_sizes && !lengths && !reset && !h_mask;  // the state before a step is y one step earlier
-  if (!shifted) h_prev = layer.empty({D, R, s.projected});
-  Tensor dh0 = layer.empty(layer.h0.sizes()), dh_steps, dc0, dreset_h, dreset_c;
-  if (layer.projects()) dh_steps = layer.empty({D, R, s.projected});
+  Tensor y = layer.take(outputs[0], y_size, "y"), c_steps = given(outputs[1], c_size, "c_steps");
+  Tensor saved = layer.take(outputs[2], {D, R, layer.sizes.saved, s.hidden}, "saved");
+  Tensor hidden = given(outputs[3], {D, R, s.hidden}, "hidden");
+  Tensor dy = given(grads[0], y_size, "dy"), dh_n = given(grads[1], layer.state(s.projected), "dh_n");
+  Tensor dc_n = given(grads[2], layer.state(s.hidden), "dc_n"), dc_steps = given(grads[3], c_size, "dc_steps");
+  check(!layer.has_cell_state() || c_steps.defined(), "an LSTM needs c_steps");
+  check(!layer.projects() || hidden.defined(), "a projection needs hidden");
+  bool shifted = !layer.packed && !layer.lengths.defined() && !layer.reset.defined() && !layer.h_mask.defined();
+  Tensor dh0 = layer.empty(layer.h0.sizes()), dc0, dreset_h, dreset_c;
   if (layer.has_cell_state()) dc0 = layer.empty(layer.c0.sizes());
   if (layer.reset_h.defined()) dreset_h = layer.empty(layer.h0.sizes());
   if (layer.reset_c.defined()) dreset_c = layer.empty(layer.c0.sizes());
-  visit_dtype(x.scalar_type(), [&](auto type) {
+  size_t count = weights.size() / D;
+  std::vector<Tensor> found(1 + weights.size());
+  auto allocate = [&](Tensor& gradient, const Tensor& of, bool is_wanted) {
+    if (is_wanted) gradient = layer.empty(of.sizes());
+  };
+  if (layer.x.is_cpu()) {
+    allocate(found[0], layer.x, wanted[0]);
+    for (size_t i = 0; i < weights.size(); ++i) allocate(found[1 + i], weights[i], wanted[5 + i]);
+  }
+  visit_dtype(layer.x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     auto p = layer.params<T>();
-    p.y = Layer::pointer<T>(y_in), p.c_steps = Layer::pointer<T>(c_in), p.saved = Layer::pointer<T>(saved_in);
+    p.y = Layer::pointer<T>(y), p.c_steps = Layer::pointer<T>(c_steps), p.saved = Layer::pointer<T>(saved);
+    p.hidden = Layer::pointer<T>(hidden);
     ScanGrads<T> g{};
-    g.dy = Layer::pointer<T>(dy_in), g.dh_n = Layer::pointer<T>(dh_n_in);
-    g.dc_n = Layer::pointer<T>(dc_n_in), g.dc_steps = Layer::pointer<T>(dc_in);
-    g.dgates = Layer::pointer<T>(dgates), g.h_prev = Layer::pointer<T>(h_prev);
-    g.dh_steps = Layer::pointer<T>(dh_steps);
+    g.dy = Layer::pointer<T>(dy), g.dh_n = Layer::pointer<T>(dh_n);
+    g.dc_n = Layer::pointer<T>(dc_n), g.dc_steps = Layer::pointer<T>(dc_steps);
     g.dh0 = Layer::pointer<T>(dh0), g.dc0 = Layer::pointer<T>(dc0);
     g.dreset_h = Layer::pointer<T>(dreset_h), g.dreset_c = Layer::pointer<T>(dreset_c);
-    pybind11::gil_scoped_release no_gil;
     if constexpr (kWithCuda)
-      if (x.is_cuda()) return run_backward(layer.kind, p, g, x);
+      if (layer.x.is_cuda()) {
+        Tensor dgates = layer.empty({D, R, layer.sizes.grads, s.hidden}), h_prev, dh_steps;
+        if (!shifted) h_prev = layer.empty({D, R, s.projected});
+        if (layer.projects()) dh_steps = layer.empty({D, R, s.projected});
+        g.steps = {Layer::pointer<T>(dgates), Layer::pointer<T>(h_prev), Layer::pointer<T>(dh_steps)};
+        run_backward(layer.kind, p, g, layer.x);
+        std::vector<bool> sums_wanted(wanted.begin() + 4, wanted.end());
+        sums_wanted[0] = wanted[0];
+        found = sum_over_steps(layer.x, layer.h0, y, weights, hidden, sums_wanted, dgates, h_prev, dh_steps);
+        return;
+      }
+    g.dx = Layer::pointer<T>(found[0]);
+    for (int d = 0; d < D; ++d) {
+      const Tensor* dw = &found[1 + d * count];
+      bool biased = count >= 4;
+      g.sums[d] = {Layer::pointer<T>(dw[0]), Layer::pointer<T>(dw[1]), biased ? Layer::pointer<T>(dw[2]) : nullptr,
+                   biased ? Layer::pointer<T>(dw[3]) : nullptr,
+                   layer.projects() ? Layer::pointer<T>(dw[count - 1]) : nullptr};
+    }
     scan_backward_cpu(layer.kind, p, g);
   });
-  return {dgates, h_prev, dh_steps, dh0, dc0, dreset_h, dreset_c};
-}
-
-}  // namespace
-
-std::vector<Tensor> fusedrnn::scan_gradients(const std::string& mode, const Args& args,
-                                             const std::vector<Tensor>& weights, const std::vector<Tensor>& outputs,
-                                             const std::vector<Tensor>& grads, const std::vector<bool>& wanted) {
-  const auto& [x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c] = args;
-  auto given = [](const Tensor& t) { return t.defined() ? optional<Tensor>(t) : std::nullopt; };
-  std::vector<Tensor> made = scan_backward(mode, *x, *h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask,
-                                           zone_h, zone_c, weights, outputs[0], given(outputs[1]), outputs[2],
-                                           given(grads[0]), given(grads[1]), given(grads[2]), given(grads[3]));
-  std::vector<bool> sums(wanted.begin() + 4, wanted.end());
-  sums[0] = wanted[0];
-  pybind11::gil_scoped_release no_gil;
-  std::vector<Tensor> found = sum_over_steps(*x, *h0, outputs[0], weights, made[0], given(made[1]), given(made[2]),
-                                             given(outputs[3]), sums, false);
-  for (int i = 0; i < 4; ++i) found.insert(found.begin() + 1 + i, wanted[1 + i] ? made[3 + i] : Tensor());
+  Tensor states[] = {dh0, dc0, dreset_h, dreset_c};
+  for (int i = 0; i < 4; ++i) found.insert(found.begin() + 1 + i, wanted[1 + i] ? states[i] : Tensor());
   return found;
 }
 
@@ -350,6 +355,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("scan", &scan);
   m.def("set_gradients", &set_gradients);
   m.def("scan_forward", &scan_forward);
-  m.def("scan_backward", &scan_backward);
+  m.def(
+      "scan_backward",
+      [](const std::string& mode, const Args& args, const std::vector<Tensor>& weights, const Optional& outputs,
+         const Optional& grads, const std::vector<bool>& wanted) {
+        return scan_backward(mode, args, weights, present(outputs), present(grads), wanted);
+      },
+      pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("sum_over_steps", &sum_over_steps, pybind11::call_guard<pybind11::gil_scoped_release>());
 }

@@ -29,6 +29,7 @@ pybind11::object* python_gradients = nullptr;  // never freed: autograd may stil
 
 variable_list ask_python(const std::string& mode, const Args& args, const variable_list& weights,
                          const variable_list& outputs, const variable_list& grads, const std::vector<bool>& wanted) {
+  pybind11::gil_scoped_acquire gil;
   try {
     auto made = (*python_gradients)(mode, args, weights, outputs, grads, wanted);
     variable_list found;
@@ -75,14 +76,13 @@ class Scan : public torch::autograd::Function<Scan> {
     std::vector<bool> wanted;
     for (size_t i : kDifferentiable) wanted.push_back(args[i] && ctx->needs_input_grad(edge++));
     for (size_t i = 0; i < weights.size(); ++i) wanted.push_back(ctx->needs_input_grad(edge++));
-    // Nothing of Python's is needed for gates that were kept, on the CPU, with products in the dtype of x, and
-    // gradients that are not batched.
-    bool plain = !at::GradMode::is_enabled() && outputs[2].defined() && args[0]->is_cpu() && args[0]->itemsize() > 2;
+    // Nothing of Python's is needed for gates that were kept, on the CPU, and gradients that are not batched.
+    bool plain = !at::GradMode::is_enabled() && outputs[2].defined() && args[0]->is_cpu();
     for (const Tensor& t : given) plain = plain && (!t.defined() || t.has_storage());
-    pybind11::gil_scoped_acquire gil;
-    auto make = plain ? scan_gradients : ask_python;
-    variable_list found =
-        make(ctx->saved_data["mode"].toStringRef(), args, weights, outputs, spread(args, given), wanted);
+    const std::string& mode = ctx->saved_data["mode"].toStringRef();
+    variable_list grads = spread(args, given);
+    variable_list found = plain ? scan_backward(mode, args, weights, outputs, grads, wanted)
+                                : ask_python(mode, args, weights, outputs, grads, wanted);
     found.insert(found.begin(), 4, Tensor());  // the first four arguments are no tensors
     return found;
   }

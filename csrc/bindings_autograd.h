@@ -24,11 +24,11 @@ std::vector<at::Tensor> scan(const std::string& mode, bool c_sequence, bool reco
 
 // Returns the gradients of x, h0, c0, reset_h, reset_c and the weights, undefined where not wanted.
 // outputs: y, c_steps, saved, hidden; grads: of y, h_n, c_n, c_steps.
-std::vector<at::Tensor> scan_gradients(const std::string& mode, const Args& args,
-                                       const std::vector<at::Tensor>& weights, const std::vector<at::Tensor>& outputs,
-                                       const std::vector<at::Tensor>& grads, const std::vector<bool>& wanted);
+std::vector<at::Tensor> scan_backward(const std::string& mode, const Args& args, const std::vector<at::Tensor>& weights,
+                                      const std::vector<at::Tensor>& outputs, const std::vector<at::Tensor>& grads,
+                                      const std::vector<bool>& wanted);
 
-// Who makes the gradients where Python is needed, with the arguments of scan_gradients.
+// Who makes the gradients where Python is needed, with the arguments of scan_backward.
 void set_gradients(pybind11::object gradients);
 
 }  // namespace fusedrnn

@@ -1,4 +1,5 @@
-// The gradients that are sums over all steps, of what the backward kernel made of each: one GEMM each, by PyTorch.
+// The gradients that are sums over all steps, of what a CUDA kernel made of each: one GEMM each, by PyTorch. The CPU
+// driver makes them itself (cpu/sums.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,12 +11,11 @@ namespace fusedrnn {
 
 // Returns the gradients of x and of the weights, undefined where not wanted.
 // dgates [D, R, Q, H], h_prev [D, R, P] or none: then it is y one step earlier; dh_steps [D, R, P] and hidden [D, R, H]
-// of a projection, else none; wanted: of x and each of the weights; widens: multiply in float32.
+// of a projection, else none; wanted: of x and each of the weights.
 std::vector<at::Tensor> sum_over_steps(const at::Tensor& x, const at::Tensor& h0, const at::Tensor& y,
-                                       const std::vector<at::Tensor>& weights, const at::Tensor& dgates,
+                                       const std::vector<at::Tensor>& weights, const std::optional<at::Tensor>& hidden,
+                                       const std::vector<bool>& wanted, const at::Tensor& dgates,
                                        const std::optional<at::Tensor>& h_prev,
-                                       const std::optional<at::Tensor>& dh_steps,
-                                       const std::optional<at::Tensor>& hidden, const std::vector<bool>& wanted,
-                                       bool widens);
+                                       const std::optional<at::Tensor>& dh_steps);
 
 }  // namespace fusedrnn

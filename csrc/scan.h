@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <type_traits>
 
 namespace fusedrnn {
 
@@ -17,6 +18,9 @@ struct bfloat16 {
 struct float16 {
   uint16_t bits;
 };
+
+template <class T>
+using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 enum class CellKind { kLstm, kGru, kRnnTanh, kRnnRelu };
 
@@ -78,6 +82,20 @@ struct ScanParams {
   T* c_n;      // [D, N, H]
 };
 
+// What backward makes of every step on CUDA: all the caller needs for the gradients that are sums over steps, one GEMM
+// each. Rows that take no step are zero.
+template <class E>
+struct StepGrads {
+  E* dgates;    // [D, R, Q, H]
+  E* h_prev;    // [D, R, P]   hidden state before each step; null if not wanted
+  E* dh_steps;  // [D, R, P]   total gradient of each step's output, with a projection, else null
+};
+
+template <class T>
+struct WeightGrads {  // of one direction, shaped as in Weights; each null if not wanted
+  T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+};
+
 template <class T>
 struct ScanGrads {
   // given
@@ -85,14 +103,14 @@ struct ScanGrads {
   const T* dh_n;      // [D, N, P]
   const T* dc_n;      // [D, N, H]
   const T* dc_steps;  // [R, D, H]
-  // made: all the caller needs for the weights' gradients, one GEMM each. Rows that take no step are zero.
-  T* dgates;    // [D, R, Q, H]
-  T* h_prev;    // [D, R, P]   hidden state before each step; null if not wanted
-  T* dh_steps;  // [D, R, P]   total gradient of each step's output, with a projection, else null
-  T* dh0;       // [D, N, P]
-  T* dc0;       // [D, N, H]
-  T* dreset_h;  // [D, N, P] or null
-  T* dreset_c;  // [D, N, H] or null
+  // made
+  T* dh0;                  // [D, N, P]
+  T* dc0;                  // [D, N, H]
+  T* dreset_h;             // [D, N, P] or null
+  T* dreset_c;             // [D, N, H] or null
+  T* dx;                   // [R, I] or null   CPU only, as the next
+  WeightGrads<T> sums[2];  // per direction
+  StepGrads<T> steps;      // CUDA only
 };
 
 // Saved tensors are read-only in scan_backward: running it twice gives the same bits. Results do not depend on the

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import warnings
 from collections.abc import Sequence
 
@@ -70,24 +69,7 @@ def gradients(mode, args, weights, y, c_steps, saved, hidden, grads, wanted) -> 
     with _rnn_precision(args[0]):
         if saved is None:
             saved, hidden = _rebuild(mode, args, weights, y, c_steps)
-        dgates, h_prev, dh_steps, *dstates = _C.scan_backward(mode, *args, weights, y, c_steps, saved, *grads)
-        dx, *dweights = _C.sum_over_steps(
-            *args[:2], y, weights, dgates, h_prev, dh_steps, hidden, [wanted[0], *wanted[5:]], _widens(args[0])
-        )
-    return [dx, *(t if want else None for t, want in zip(dstates, wanted[1:5], strict=True)), *dweights]
-
-
-def _widens(x: Tensor) -> bool:
-    """Are the sums' products made in float32?"""
-    return x.dtype.itemsize == 2 and x.is_cpu and not _multiplies_halves()
-
-
-@functools.cache
-def _multiplies_halves() -> bool:
-    """Does this processor multiply 16-bit floats faster than float32? Those of x86 do with AMX; with AVX-512 alone, two
-    cores reach 171 GFLOP/s in bfloat16 and 335 in float32.
-    """
-    return torch.cpu._is_amx_tile_supported() or not torch.cpu._is_avx2_supported()
+        return _C.scan_backward(mode, args, weights, (y, c_steps, saved, hidden), grads, wanted)
 
 
 def _rnn_precision(x: Tensor):

@@ -119,11 +119,10 @@ def test_more_steps_than_a_grid_has_blocks():
     mode, x, h0, c0, weights, *masks = (t.detach() if isinstance(t, torch.Tensor) else t for t in case.arguments())
     results = []
     for kernel in (layer.Extension(device, case.tier), kernels._C):
-        y, h_n, _, c_steps, saved, _ = kernel.scan_forward(mode, True, False, (x, h0, c0, *masks), weights)
-        gradients = kernel.scan_backward(
-            mode, x, h0, c0, *masks, weights, y, c_steps, saved, x.expand_as(y), h0, None, None
-        )
-        results.append((y, h_n, gradients[0], gradients[3]))
+        args = (x, h0, c0, *masks)
+        y, h_n, _, *kept = kernel.scan_forward(mode, True, False, args, weights)
+        grads, wanted = (x.expand_as(y), h0, None, None), [True] * 2 + [False] * 3 + [True] * len(weights)
+        results.append((y, h_n, *kernel.scan_backward(mode, args, weights, (y, *kept), grads, wanted)[:2]))
     for ours, cpu in zip(*results, strict=True):
         assert distance(ours, cpu) <= EXACT[case.dtype]
 

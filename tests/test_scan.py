@@ -166,17 +166,35 @@ def test_operators_pass_opcheck_and_gradients_of_both_orders(mode, options):
     assert torch.autograd.gradgradcheck(run, (x, h0, *weights))
 
 
-@pytest.mark.parametrize("batch", [{}, {"lengths": [300] * 3 + [170]}, {"P": 5}])
-def test_sums_over_more_rows_than_are_widened_at_once(batch):
-    """16-bit rows are multiplied in float32 some at a time: no row at a border is lost or taken twice."""
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {},
+        {"T": 3, "N": 1100},
+        {"T": 1, "N": 2100},
+        {"lengths": [300] * 3 + [170], "reset": True},
+        {"packed": [7] * 150 + [3] * 100 + [1] * 50},
+        {"P": 5},
+    ],
+)
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+def test_gradients_of_more_rows_than_the_kernels_hand_out_at_a_time(mode, batch):
+    """No row at a border is lost or taken twice, and no sum begins anew."""
+    if "P" in batch and mode != "LSTM":
+        pytest.skip("only an LSTM has a projection")
     options = {"D": 2, "T": 300, "N": 4, "I": 3, "H": 6, "P": 6, **batch}
-    args = make_layer("LSTM", bias=True, dtype=torch.float64, **options)
+    args = make_layer(mode, bias=True, dtype=torch.float64, **options)
 
-    def run(dtype):
-        own = [t.detach().to(dtype).requires_grad_() for t in (*args[1:4], *args[4])]
-        y, *_ = scan.scan("LSTM", *own[:3], own[3:], *args[5:])
+    def run(scan_, dtype):
+        own = [None if t is None else t.detach().to(dtype).requires_grad_() for t in (*args[1:4], *args[4])]
+        y, *_ = scan_(mode, *own[:3], own[3:], *args[5:])
         torch.manual_seed(1)
-        return torch.autograd.grad(y, own, torch.randn(y.shape).to(y))
+        dy = torch.randn(y.shape, dtype=torch.float64, device="cpu")
+        return torch.autograd.grad(y, [t for t in own if t is not None], dy.to(y))
 
-    for a, b in zip(run(torch.bfloat16), run(torch.float64), strict=True):
-        assert (a - b).abs().max() <= 0.02 * b.abs().max()
+    exact = run(reference.scan, torch.float64)
+    for a, b in zip(run(scan.scan, torch.float64), exact, strict=True):
+        assert (a - b).abs().max() <= TOLERANCE[torch.float64] * b.abs().max()
+    if mode == "LSTM":  # a GRU of such weights makes much of what rounding h does
+        for a, b in zip(run(scan.scan, torch.bfloat16), exact, strict=True):
+            assert (a - b).abs().max() <= 0.02 * b.abs().max()

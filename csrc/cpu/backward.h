@@ -1,8 +1,12 @@
-// Backward driver: the same rows, walked the other way. It emits the gate gradients of every step; what can be summed
-// over steps (the weights' gradients) is left to one GEMM each.
+// Backward driver: the same rows, walked the other way. After some steps their gate gradients go into what is summed
+// over steps (sums.h).
 #pragma once
 
+#include <optional>
+#include <vector>
+
 #include "steps.h"
+#include "sums.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -12,6 +16,7 @@ class Backward {
   using V = Vec<S>;
   static constexpr int G = Cell::kGates, A = Cell::kSaved, Q = Cell::kGrads;
   static constexpr int64_t kBlockRows = 8 * kTileRows;
+  static constexpr int64_t kChunkRows = 1024;  // rows summed up together, about
   static constexpr bool kHasCell = Cell::kStates == 2;
 
  public:
@@ -20,6 +25,8 @@ class Backward {
         g(grads),
         s(params.shape),
         projects(params.weights[0].w_hr),
+        chunks(bounds_of_chunks()),
+        room(most_rows()),
         H_(padded<S>(s.hidden)),
         P_(padded<S>(s.projected)),
         w_hh(s.directions * G * s.hidden * P_),
@@ -27,24 +34,76 @@ class Backward {
         dh(s.directions * s.rows * P_),
         dc(kHasCell ? s.directions * s.rows * H_ : 0),
         dhidden(projects ? s.directions * s.rows * H_ : 0),
+        dgates(s.directions * room * Q * s.hidden),
+        dh_steps(projects ? s.directions * room * s.projected : 0),
         dreset_h(g.dreset_h ? s.directions * s.rows * P_ : 0),
         dreset_c(g.dreset_c ? s.directions * s.rows * H_ : 0),
         zeros(s.hidden + s.projected),
         zero_bias(kPanel<S>) {
     zero<T>(zeros, s.hidden + s.projected);
     zero<S>(zero_bias, kPanel<S>);
+    for (int d = 0; d < s.directions; ++d) sums[d].emplace(p, g, d, room);
   }
 
   void run() {
     double flops = 2.0 * s.packed_rows * s.directions * G * s.hidden * s.projected;
-    share_out<Cell>(p, flops, [&](const Share& share) {
-      pack_weights(share);
-      if (!share.splits_units) share.meet();
-      if (share.row < share.row_end) walk(share);
-    });
+    size_t last = chunks.size() - 2;
+    for (size_t i = 0; i <= last; ++i) {
+      share_out<Cell>(p, flops, [&](const Share& share) {
+        if (i == 0) {
+          pack_weights(share);
+          if (!share.splits_units) share.meet();
+          start(share);
+        }
+        if (share.row < share.row_end) walk(share, chunk(share.d, i));
+        if (i == last) finish(share);
+      });
+      sum_up(i);
+    }
   }
 
  private:
+  // Chunks of steps with about as many rows each: chunk k is steps [k] .. [k+1] - 1. There is one where there is no
+  // step.
+  std::vector<int64_t> bounds_of_chunks() const {
+    int64_t count = (s.packed_rows + kChunkRows - 1) / kChunkRows, chunk = 0;
+    std::vector<int64_t> bounds{0};
+    for (int64_t t = 1; count > 1 && t < s.steps; ++t)
+      if (int64_t own = p.batch.offsets[t] * count / s.packed_rows; own != chunk) bounds.push_back(t), chunk = own;
+    bounds.push_back(s.steps);
+    return bounds;
+  }
+  int64_t most_rows() const {
+    int64_t most = 0;
+    for (size_t k = 0; k + 1 < chunks.size(); ++k) {
+      int64_t rows = p.batch.offsets[chunks[k + 1]] - p.batch.offsets[chunks[k]];
+      most = rows > most ? rows : most;
+    }
+    return most;
+  }
+  // Number i on a direction's walk.
+  Steps chunk(int d, size_t i) const {
+    size_t k = d ? i : chunks.size() - 2 - i;
+    int64_t first = p.batch.offsets[chunks[k]];
+    return {chunks[k], chunks[k + 1], first, p.batch.offsets[chunks[k + 1]] - first};
+  }
+
+  void sum_up(size_t i) {
+    constexpr double kFlopsWorthAThread = 1e6;
+    double flops = 2.0 * s.packed_rows * s.directions * G * s.hidden * (2.0 * s.input + s.projected);
+    size_t last = chunks.size() - 2;
+    Barrier barrier;
+    team(flops < kFlopsWorthAThread ? 1 : max_threads(), [&](int64_t member, int64_t members) {
+      for (int d = 0; d < s.directions; ++d) sums[d]->prepare(member, members, chunk(d, i), i == 0);
+      barrier.meet(members);
+      for (int d = 0; d < s.directions; ++d) {
+        bool begun = s.directions == 2 && (2 * i > last || (2 * i == last && d == 1));
+        sums[d]->add(member, members, chunk(d, i), dgates + d * room * Q * s.hidden,
+                     dh_steps + d * (projects ? room * s.projected : 0), i == 0, i == last, begun);
+      }
+    });
+  }
+
   // Each thread packs a part: its own columns where units are split.
   void pack_weights(const Share& share) {
     const Weights<T>& w = p.weights[share.d];
@@ -58,29 +117,35 @@ class Backward {
     pack(w.w_hr + begin, end - begin, s.hidden, s.projected, w_hr + (share.d * H_ + begin) * s.projected);
   }
 
-  void walk(const Share& share) {
-    int d = share.d;
-    Walk<T> walk{p, d, zeros};
-    int64_t count = share.row_end - share.row, outs = share.out_end - share.out, units = share.unit_end - share.unit;
-    int64_t K = Q * s.hidden;
-    Buffer<S> tile(kBlockRows * kPanel<S>),
-        wide(kWidens<T, S> ? count * padded<S>(K > s.projected ? K : s.projected) : 0);
-    Buffer<int64_t> live(count);
-    Buffer<const T*> rows(count);
-    Buffer<const S*> a(count);
+  void start(const Share& share) {
+    int64_t outs = share.out_end - share.out, units = share.unit_end - share.unit;
     for (int64_t n = share.row; n < share.row_end; ++n) {
-      int64_t own = d * s.rows + n, h = own * s.projected + share.out, c = own * s.hidden + share.unit;
+      int64_t own = share.d * s.rows + n, h = own * s.projected + share.out, c = own * s.hidden + share.unit;
       start(dh + own * P_ + share.out, g.dh_n ? g.dh_n + h : nullptr, outs);
       if (kHasCell) start(dc + own * H_ + share.unit, g.dc_n ? g.dc_n + c : nullptr, units);
       if (g.dreset_h) start<T>(dreset_h + own * P_ + share.out, nullptr, outs);
       if (g.dreset_c) start<T>(dreset_c + own * H_ + share.unit, nullptr, units);
     }
-    for (int64_t i = s.steps - 1; i >= 0; --i) {
-      int64_t t = walk.step(i), count = live_rows(share, walk, t, live);
-      take_step(share, walk, t, count, live, rows, a, wide, tile);
+  }
+
+  void walk(const Share& share, const Steps& steps) {
+    Walk<T> walk{p, share.d, zeros};
+    int64_t most = share.row_end - share.row;
+    Buffer<S> tile(kBlockRows * kPanel<S>);
+    Buffer<int64_t> live(most);
+    Buffer<const S*> a(most);
+    for (int64_t i = 0; i < steps.end - steps.begin; ++i) {
+      int64_t t = share.d ? steps.begin + i : steps.end - 1 - i;
+      int64_t place = share.d * room + p.batch.offsets[t] - steps.first_row,
+              count = live_rows(share, walk, t, place, live);
+      take_step(share, walk, t, place, count, live, a, tile);
     }
+  }
+
+  void finish(const Share& share) {
+    int64_t outs = share.out_end - share.out, units = share.unit_end - share.unit;
     for (int64_t n = share.row; n < share.row_end; ++n) {
-      int64_t own = d * s.rows + n, h = own * s.projected + share.out, c = own * s.hidden + share.unit;
+      int64_t own = share.d * s.rows + n, h = own * s.projected + share.out, c = own * s.hidden + share.unit;
       narrow_row(g.dh0 + h, dh + own * P_ + share.out, outs);
       if (kHasCell) narrow_row(g.dc0 + c, dc + own * H_ + share.unit, units);
       if (g.dreset_h) narrow_row(g.dreset_h + h, dreset_h + own * P_ + share.out, outs);
@@ -96,59 +161,56 @@ class Backward {
       zero(to, padded<S>(count));
   }
 
-  // Lists the rows that take step t; what is emitted for those frozen in it is zero.
-  int64_t live_rows(const Share& share, const Walk<T>& walk, int64_t t, int64_t* live) {
+  // Lists the rows that take step t; what is emitted for those frozen in it is zero. place: of the step's first row in
+  // what is emitted, here and below.
+  int64_t live_rows(const Share& share, const Walk<T>& walk, int64_t t, int64_t place, int64_t* live) {
     int64_t count = 0, step_rows = walk.rows(t), outs = share.out_end - share.out;
     for (int64_t n = share.row; n < share.row_end && n < step_rows; ++n) {
       if (walk.alive(t, n)) {
         live[count++] = n;
         continue;
       }
-      int64_t r = walk.d * s.packed_rows + walk.row(t, n);
-      for (int q = 0; q < Q; ++q) zero(g.dgates + (r * Q + q) * s.hidden + share.unit, share.unit_end - share.unit);
-      if (g.h_prev) zero(g.h_prev + r * s.projected + share.out, outs);
-      if (g.dh_steps) zero(g.dh_steps + r * s.projected + share.out, outs);
+      int64_t r = place + n, emitted = r * s.projected + share.out;
+      for (int q = 0; q < Q; ++q) zero(dgates + (r * Q + q) * s.hidden + share.unit, share.unit_end - share.unit);
+      if (projects) zero(dh_steps + emitted, outs);
     }
     return count;
   }
 
-  void take_step(const Share& share, const Walk<T>& walk, int64_t t, int64_t count, const int64_t* live, const T** rows,
-                 const S** a, S* wide, S* tile) {
+  void take_step(const Share& share, const Walk<T>& walk, int64_t t, int64_t place, int64_t count, const int64_t* live,
+                 const S** a, S* tile) {
     int d = share.d;
-    int64_t offset = d * s.packed_rows + p.batch.offsets[t], outs = share.out_end - share.out;
+    int64_t outs = share.out_end - share.out;
     for (int64_t m = 0; m < count; ++m) {
-      int64_t n = live[m], emitted = (offset + n) * s.projected + share.out;
+      int64_t n = live[m], emitted = (place + n) * s.projected + share.out;
       S* own = dh + (d * s.rows + n) * P_ + share.out;
       if (g.dy) add_row(own, g.dy + (walk.row(t, n) * s.directions + d) * s.projected + share.out, outs);
-      if (g.h_prev && p.h_mask)
-        multiply_row<S>(g.h_prev + emitted, walk.h_before(t, n) + share.out, mask(d, n) + share.out, outs);
-      else if (g.h_prev)
-        copy(g.h_prev + emitted, walk.h_before(t, n) + share.out, outs);
       if (projects) {
-        int64_t place = (walk.row(t, n) * s.directions + d) * s.projected + share.out;
+        int64_t kept = (walk.row(t, n) * s.directions + d) * s.projected + share.out;
         for (int64_t j = 0; j < outs; j += V::kLanes) {
           V past = V(0), total = V::load(own + j);
-          if (p.zone_h) lead_past(p.zone_h, place + j, outs - j, &total, &past);
-          total.store(g.dh_steps + emitted + j, outs - j);
+          if (p.zone_h) lead_past(p.zone_h, kept + j, outs - j, &total, &past);
+          total.store(dh_steps + emitted + j, outs - j);
           past.store(own + j);
         }
-        rows[m] = g.dh_steps + (offset + n) * s.projected;
+        a[m] = dh_steps + (place + n) * s.projected;
       }
     }
-    if (projects) through_w_hr(share, count, live, rows, a, wide, tile);
-    for (int64_t m = 0; m < count; ++m) differentiate(share, walk, t, live[m]);
+    if (projects) through_w_hr(share, count, live, a, tile);
+    for (int64_t m = 0; m < count; ++m) {
+      S* row = dgates + (place + live[m]) * Q * s.hidden;
+      differentiate(share, walk, t, live[m], row);
+      a[m] = row;
+    }
     share.meet_if_units_are_split();
-    for (int64_t m = 0; m < count; ++m) rows[m] = g.dgates + (offset + live[m]) * Q * s.hidden;
-    through_w_hh(share, t % 2, count, live, rows, a, wide, tile);
+    through_w_hh(share, t % 2, count, live, a, tile);
     for (int64_t m = 0; m < count; ++m)
       if (walk.cut(t, live[m])) divert(share, d * s.rows + live[m]);
   }
 
   // dhidden = dh_steps @ W_hr
-  void through_w_hr(const Share& share, int64_t count, const int64_t* live, const T* const* rows, const S** a, S* wide,
-                    S* tile) {
+  void through_w_hr(const Share& share, int64_t count, const int64_t* live, const S* const* a, S* tile) {
     share.meet_if_units_are_split();
-    widen_rows<T, S>(count, s.projected, rows, wide, a);
     for_panels<S>(share.unit, share.unit_end, false, [&](int64_t j, int64_t columns) {
       for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
         multiply<S>(block_rows, columns, a + m, s.projected, w_hr + (share.d * H_ + j) * s.projected, zero_bias, 0,
@@ -160,13 +222,12 @@ class Backward {
   }
 
   // The cell, for all units of the share and one row. dh and dc: gradients after the step in, before it out.
-  void differentiate(const Share& share, const Walk<T>& walk, int64_t t, int64_t n) {
+  void differentiate(const Share& share, const Walk<T>& walk, int64_t t, int64_t n, S* dgates) {
     int d = share.d;
     int64_t r = walk.row(t, n), own = d * s.rows + n;
     const T* saved = p.saved + (d * s.packed_rows + r) * A * s.hidden;
     const T* before = kHasCell ? walk.c_before(t, n) : walk.h_before(t, n);
     const T* dc_step = g.dc_steps ? g.dc_steps + (r * s.directions + d) * s.hidden : nullptr;
-    T* dgates = g.dgates + (d * s.packed_rows + r) * Q * s.hidden;
     S* dh_row = projects ? dhidden + own * H_ : dh + own * P_;
     S* dc_row = dc + own * H_;
     int64_t place = r * s.directions + d;
@@ -205,10 +266,9 @@ class Backward {
   const T* mask(int d, int64_t n) const { return p.h_mask + (d * s.rows + n) * s.projected; }
 
   // dh += dr @ W_hh. dr is the first G-1 planes of dgates and its last one.
-  void through_w_hh(const Share& share, bool backwards, int64_t count, const int64_t* live, const T** rows, const S** a,
-                    S* wide, S* tile) {
+  void through_w_hh(const Share& share, bool backwards, int64_t count, const int64_t* live, const S* const* a,
+                    S* tile) {
     int64_t K = G * s.hidden, lead = Q == G ? K : (G - 1) * s.hidden;
-    widen_rows<T, S>(count, Q * s.hidden, rows, wide, a);
     for_panels<S>(share.out, share.out_end, backwards, [&](int64_t j, int64_t columns) {
       for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
         const S* panel = w_hh + (share.d * P_ + j) * K;
@@ -243,11 +303,16 @@ class Backward {
   const ScanGrads<T>& g;
   const Shape& s;
   bool projects;
+  std::vector<int64_t> chunks;
+  int64_t room;  // rows of a chunk at most
+  std::optional<Sums<Cell, T>> sums[2];
   int64_t H_, P_;                // H and P, padded to whole vectors
   Buffer<S> w_hh;                // [D] packed matrix [P_, G*H]
   Buffer<S> w_hr;                // [D] packed matrix [H_, P]
   Buffer<S> dh, dc;              // [D, N, P_] and [D, N, H_]  gradient of the state, on its way to the step before
   Buffer<S> dhidden;             // [D, N, H_]  of the hidden state before projection
+  Buffer<S> dgates;              // [D, room, Q, H]  of one chunk
+  Buffer<S> dh_steps;            // [D, room, P]     total gradient of each step's output, of one chunk
   Buffer<S> dreset_h, dreset_c;  // as dh and dc, summed over all cuts
   Buffer<T> zeros;
   Buffer<S> zero_bias;

@@ -10,9 +10,6 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-template <class T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 constexpr int kTileRows = 6;
 // The longer a chain of additions, the more it errs: a long sum is made of sums of so many terms. One of 2,048 errs 3.8
 // times as much as torch's where it is one chain, 1.1 times so; the product takes 1 % longer.

@@ -39,9 +39,9 @@ __device__ S lead_past(const Zone& zone, bool keeps, S* ds) {
 // h as W_hh took it.
 template <class T>
 __device__ void put_h_prev(const Args<T>& a, const Walk<T>& walk, const Step& s, int64_t n, int64_t j, T h) {
-  if (!a.g.h_prev) return;
+  if (!a.g.steps.h_prev) return;
   if (a.p.h_mask) h = device::narrow<T>(walk.masked(n, j, device::widen(h)));
-  a.g.h_prev[(walk.d * a.p.shape.packed_rows + s.first + n) * a.p.shape.projected + j] = h;
+  a.g.steps.h_prev[(walk.d * a.p.shape.packed_rows + s.first + n) * a.p.shape.projected + j] = h;
 }
 
 // dh = dr W_hh, summed over gates and units; then the cell. With a projection the stage after this one makes dh, and
@@ -81,7 +81,7 @@ struct CellBackward {
 #pragma unroll
     for (int k = 0; k < A; ++k) in->saved[k] = p.saved[walk.record(row, A, k, j)];
     if (!kProjects) {
-      const bool wanted = !kHasCell || a.g.h_prev;
+      const bool wanted = !kHasCell || a.g.steps.h_prev;
       in->h_prev = wanted ? state_before(walk, s, n, H, j, p.y, p.h0, p.reset_h) : T{};
       in->dy = a.g.dy ? a.g.dy[walk.output(row, H, j)] : T{};
       in->keeps_h = walk.keeps(p.zone_h, row, H, j);
@@ -118,7 +118,7 @@ struct CellBackward {
     carry->h = ds[0], carry->c = ds[1];
     if (n < s.rows) {
 #pragma unroll
-      for (int q = 0; q < Q; ++q) a.g.dgates[walk.record(row, Q, q, j)] = device::narrow<T>(dgates[q]);
+      for (int q = 0; q < Q; ++q) a.g.steps.dgates[walk.record(row, Q, q, j)] = device::narrow<T>(dgates[q]);
       if (!kProjects) put_h_prev(a, walk, s, n, j, walk.alive(s, n) ? in.h_prev : T{});
     }
 #pragma unroll
@@ -172,7 +172,7 @@ struct ProjectBackward {
       carry->h = lead_past(a.p.zone_h, in.keeps_h, &out[0]);
     }
     if (n >= s.rows) return;
-    a.g.dh_steps[(walk.d * a.p.shape.packed_rows + s.first + n) * P + j] = device::narrow<T>(out[0]);
+    a.g.steps.dh_steps[(walk.d * a.p.shape.packed_rows + s.first + n) * P + j] = device::narrow<T>(out[0]);
     put_h_prev(a, walk, s, n, j, alive ? in.h_prev : T{});
   }
 };

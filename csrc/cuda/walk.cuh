@@ -6,9 +6,6 @@
 namespace fusedrnn::cuda {
 
 template <class T>
-using Arithmetic = decltype(device::widen(T{}));
-
-template <class T>
 struct Args {
   using S = Arithmetic<T>;
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tolerances import EXACT, distance
 
-from fusedrnn import kernels, reference
+from fusedrnn import reference
 
 from . import build
 from .layer import GATES, POLICIES, Device, EmulatorError, Extension
@@ -97,22 +97,17 @@ def make_calls(case: Case, device: Device, args: tuple) -> tuple[Extension, list
         else torch.randn(t.shape, dtype=torch.float64, generator=random).to(case.storage)
         for name, t in [("dy", y), ("dh_n", h_n), ("dc_n", c_n), ("dc_steps", c_steps)]
     ]
+    wanted = [t is not None for t in (x, h0, c0, *masks[3:5], *weights)]
+    gradients = extension.scan_backward(mode, (x, h0, c0, *masks), weights, (y, c_steps, saved, hidden), grads, wanted)
     if case.dtype not in EXACT:
-        extension.scan_backward(mode, x, h0, c0, *masks, weights, y, c_steps, saved, *grads)
         first, second = extension.calls
         return extension, Check(first, device).forward() + Check(second, device).backward()
-    return extension, compare(case, extension, args, forward, grads)
+    return extension, compare(case, args, forward, grads, gradients)
 
 
-def compare(case: Case, extension: Extension, args: tuple, forward: list, grads: list) -> list[str]:
+def compare(case: Case, args: tuple, forward: list, grads: list, gradients: list) -> list[str]:
     """Outputs and gradients of everything beside those of the reference in float64."""
     mode, x, h0, c0, weights, *masks = args
-    compiled, kernels._C = kernels._C, extension
-    try:
-        wanted = [t is not None for t in (x, h0, c0, *masks[3:5], *weights)]
-        gradients = kernels.gradients(mode, (x, h0, c0, *masks), weights, forward[0], *forward[3:], grads, wanted)
-    finally:
-        kernels._C = compiled
 
     def exact(t):
         return t.detach().double().requires_grad_() if isinstance(t, torch.Tensor) and t.is_floating_point() else t

@@ -74,7 +74,8 @@ template <class T>
 ScanGrads<T> grads_of(const Arrays& arrays) {
   ScanGrads<T> g{};
   arrays.get("dy", g.dy), arrays.get("dh_n", g.dh_n), arrays.get("dc_n", g.dc_n), arrays.get("dc_steps", g.dc_steps);
-  arrays.get("dgates", g.dgates), arrays.get("h_prev", g.h_prev), arrays.get("dh_steps", g.dh_steps);
+  arrays.get("dgates", g.steps.dgates), arrays.get("h_prev", g.steps.h_prev);
+  arrays.get("dh_steps", g.steps.dh_steps);
   arrays.get("dh0", g.dh0), arrays.get("dc0", g.dc0);
   arrays.get("dreset_h", g.dreset_h), arrays.get("dreset_c", g.dreset_c);
   return g;

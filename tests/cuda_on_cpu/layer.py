@@ -235,14 +235,12 @@ class Extension:
             },
         )
 
-    def sum_over_steps(self, *args):
-        return _C.sum_over_steps(*args)
-
-    def scan_backward(self, mode, x, *args):
-        *args, y, c_steps, saved, dy, dh_n, dc_n, dc_steps = args
-        given = {"y": y, "c_steps": c_steps, "saved": saved}
-        grads = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "dc_steps": dc_steps}
-        call = self._call(True, mode, x, *args, **given, **grads)
+    def scan_backward(self, mode, args, weights, outputs, grads, wanted):
+        x, h0 = args[:2]
+        y, _, _, hidden = outputs
+        given = dict(zip(("y", "c_steps", "saved"), outputs, strict=False))
+        given |= zip(("dy", "dh_n", "dc_n", "dc_steps"), grads, strict=True)
+        call = self._call(True, mode, *args, weights, **given)
         T, N, R, I, H, P, D = call.sizes
 
         def empty(*size):
@@ -254,7 +252,7 @@ class Extension:
         shifted = all(
             call.arrays.get(name) is None for name in ("offsets", "lengths", "reset", "h_mask")
         )  # as in bindings.cpp
-        return self._run(
+        *of_steps, dh0, dc0, dreset_h, dreset_c = self._run(
             call,
             {
                 "dgates": empty(D, R, PLANES[mode], H),
@@ -266,3 +264,6 @@ class Extension:
                 "dreset_c": like("reset_c"),
             },
         )
+        sums = _C.sum_over_steps(x, h0, y, weights, hidden, [wanted[0], *wanted[5:]], *of_steps)
+        states = [t if want else None for t, want in zip((dh0, dc0, dreset_h, dreset_c), wanted[1:5], strict=True)]
+        return [sums[0], *states, *sums[1:]]
