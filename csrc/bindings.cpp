@@ -350,7 +350,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #else
   m.attr("cuda_version") = pybind11::none();
 #endif
-  m.def("cpu_capability", &cpu_capability, "The instruction set in use: DEFAULT, AVX2 or AVX512.");
+  m.def("cpu_capability", &cpu_capability, "The instruction set in use: DEFAULT, AVX2, AVX512 or AVX512_BF16.");
   m.def("plan", &layer_plan);
   m.def("scan", &scan);
   m.def("set_gradients", &set_gradients);

@@ -139,6 +139,6 @@ int scan_forward_cuda(CellKind cell, const ScanParams<T>& params, const CudaRun&
 template <class T>
 int scan_backward_cuda(CellKind cell, const ScanParams<T>& params, const ScanGrads<T>& grads, const CudaRun& run);
 
-const char* cpu_capability();  // the instruction set in use: "AVX512", "AVX2" or "DEFAULT"
+const char* cpu_capability();  // the instruction set in use: "DEFAULT", "AVX2", "AVX512" or "AVX512_BF16"
 
 }  // namespace fusedrnn

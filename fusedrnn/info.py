@@ -41,7 +41,7 @@ def _version() -> str:
 
 def _instruction_set(extension) -> str:
     try:
-        return f"{extension.cpu_capability()} (FUSEDRNN_ISA=DEFAULT, AVX2 or AVX512 forces a lesser one)"
+        return f"{extension.cpu_capability()} (FUSEDRNN_ISA=DEFAULT, AVX2, AVX512 or AVX512_BF16 forces another)"
     except ValueError as error:  # FUSEDRNN_ISA asks for what is not there
         return f"none: {error}"
 

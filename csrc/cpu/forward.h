@@ -23,11 +23,12 @@ class Forward {
       : p(params),
         s(params.shape),
         packs(s.packed_rows >= kRowsWorthPacking),
-        pairs(packs && kIsBfloat16 && s.projected % 2 == 0 && few_rows()),
+        pairs_of_x(packs && kIsBfloat16 && kDotProducts && s.input % 2 == 0),
+        pairs(packs && kIsBfloat16 && s.projected % 2 == 0 && (kDotProducts || few_rows())),
         projects(params.weights[0].w_hr),
         H_(padded<S>(s.hidden)),
         P_(padded<S>(s.projected)),
-        w_ih(packs ? s.directions * G * s.input * H_ : 0),
+        w_ih(packs ? s.directions * G * s.input * H_ >> pairs_of_x : 0),
         w_hh(packs ? s.directions * G * s.projected * H_ >> pairs : 0),
         w_hr(projects ? s.directions * s.hidden * P_ : 0),
         b_ih(s.directions * G * H_),
@@ -70,11 +71,10 @@ class Forward {
       for (int g = 0; g < G; ++g) {
         int64_t columns = least(end - j, kPanel<S>), unit = g * s.hidden + j;
         if (packs) {
-          pack_transposed(w.w_ih + unit * s.input, columns, s.input, s.input,
-                          w_ih + at(share.d, j, g, columns, s.input));
-          (pairs ? pack_pairs<T, S> : pack_transposed<T, S>)(w.w_hh + unit * s.projected, columns, s.projected,
-                                                             s.projected,
-                                                             w_hh + at(share.d, j, g, columns, s.projected, pairs));
+          pack_gate(w.w_ih + unit * s.input, columns, s.input, pairs_of_x,
+                    w_ih + at(share.d, j, g, columns, s.input, pairs_of_x));
+          pack_gate(w.w_hh + unit * s.projected, columns, s.projected, pairs,
+                    w_hh + at(share.d, j, g, columns, s.projected, pairs));
         }
         pack_bias(w.b_ih, unit, columns, b_ih + (share.d * G + g) * H_ + j);
         pack_bias(w.b_hh, unit, columns, b_hh + (share.d * G + g) * H_ + j);
@@ -85,6 +85,10 @@ class Forward {
     end = part(s.projected, share.member + 1, share.members, grain);
     pack_transposed(w.w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden,
                     w_hr + (share.d * P_ + begin) * s.hidden);
+  }
+
+  void pack_gate(const T* w, int64_t columns, int64_t k, bool in_pairs, S* packed) {
+    (in_pairs ? pack_pairs<T, S> : pack_transposed<T, S>)(w, columns, k, k, packed);
   }
 
   void pack_bias(const T* bias, int64_t unit, int64_t columns, S* packed) {
@@ -133,7 +137,7 @@ class Forward {
         h[m] = p.x + rows[m].index * s.input;
         rows[m].gates_x = gates_x + m * G * width;
       }
-      widen_rows<T, S>(chunk, s.input, h, wide, a);
+      take_rows(chunk, s.input, h, pairs_of_x, wide, a);
       project_input(share, chunk, a, gates_x);
       Row* first = rows;
       for (; i < next; ++i) {
@@ -167,12 +171,19 @@ class Forward {
     return live;
   }
 
+  // Rows as operands of a product: as they are where it is of pairs by pairs, else in the type of arithmetic.
+  void take_rows(int64_t count, int64_t k, const T* const* rows, bool in_pairs, S* wide, const S** a) const {
+    if (!kDotProducts || !in_pairs) return widen_rows<T, S>(count, k, rows, wide, a);
+    for (int64_t m = 0; m < count; ++m) a[m] = reinterpret_cast<const S*>(rows[m]);
+  }
+
   void project_input(const Share& share, int64_t rows, const S* const* x, S* gates_x) {
     int64_t width = padded<S>(share.unit_end - share.unit);
     for (int64_t j = share.unit; j < share.unit_end; j += kPanel<S>)
       for (int g = 0; g < G; ++g)
-        multiply_by(p.weights[share.d].w_ih, w_ih, false, b_ih, share.d, j, g, least(share.unit_end - j, kPanel<S>),
-                    rows, s.input, x, gates_x + g * width + j - share.unit, G * width);
+        multiply_by(p.weights[share.d].w_ih, w_ih, pairs_of_x, b_ih, share.d, j, g,
+                    least(share.unit_end - j, kPanel<S>), rows, s.input, x, gates_x + g * width + j - share.unit,
+                    G * width);
   }
 
   void take_step(const Share& share, const Walk<T>& walk, int64_t t, int64_t live, const Row* rows, const T** h,
@@ -189,10 +200,14 @@ class Forward {
           zero(c + own * H_ + share.unit, padded<S>(units));
       }
     }
-    widen_rows<T, S>(live, s.projected, h, wide, a);
+    take_rows(live, s.projected, h, pairs, wide, a);
     for (int64_t m = 0; p.h_mask && m < live; ++m) {
       S* row = masked + m * padded<S>(s.projected);
-      multiply_row<S>(row, a[m], p.h_mask + (d * s.rows + rows[m].n) * s.projected, s.projected);
+      const T* mask = p.h_mask + (d * s.rows + rows[m].n) * s.projected;
+      if (kDotProducts && pairs)
+        multiply_row<S>(reinterpret_cast<T*>(row), h[m], mask, s.projected);
+      else
+        multiply_row<S>(row, a[m], mask, s.projected);
       a[m] = row;
     }
     for_panels<S>(share.unit, share.unit_end, t % 2, [&](int64_t j, int64_t columns) {
@@ -289,9 +304,9 @@ class Forward {
 
   const ScanParams<T>& p;
   const Shape& s;
-  bool packs, pairs, projects;
+  bool packs, pairs_of_x, pairs, projects;
   int64_t H_, P_;        // H and P, padded to whole vectors
-  Buffer<S> w_ih, w_hh;  // [D] packed matrices [G*H_, I] and [G*H_, P], this one perhaps in pairs
+  Buffer<S> w_ih, w_hh;  // [D] packed matrices [G*H_, I] and [G*H_, P], perhaps in pairs
   Buffer<S> w_hr;        // [D] packed matrix [P_, H]
   Buffer<S> b_ih, b_hh;  // [D, G, H_]
   Buffer<S> c;           // [D, N, H_]  the cell state on its way

@@ -73,6 +73,12 @@ template <class T, class S>
 void pack_pairs(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packed) {
   pack_transposed(reinterpret_cast<const S*>(w), n_count, stride / 2, k_count / 2, packed);
 }
+// A pair of A's, in all lanes.
+FUSEDRNN_FN Vec<float> pair_at(const float* row, int64_t k) {
+  float pair;
+  std::memcpy(&pair, reinterpret_cast<const bfloat16*>(row) + k, sizeof pair);
+  return Vec<float>(pair);
+}
 FUSEDRNN_FN Vec<float> even_of_pairs(Vec<float> pairs) {
   return (Vec<float>::Raw)((Register<float>::Unsigned)pairs.v << 16);
 }
@@ -80,8 +86,19 @@ FUSEDRNN_FN Vec<float> odd_of_pairs(Vec<float> pairs) {
   return (Vec<float>::Raw)((Register<float>::Unsigned)pairs.v & 0xffff0000u);
 }
 
+#ifdef FUSEDRNN_DOT_PRODUCTS
+constexpr bool kDotProducts = true;
+FUSEDRNN_FN Vec<float> add_dot(Vec<float> sum, Vec<float> a, Vec<float> b) {
+  return (Vec<float>::Raw)_mm512_dpbf16_ps((__m512)sum.v, (__m512bh)a.v, (__m512bh)b.v);
+}
+#else
+constexpr bool kDotProducts = false;
+FUSEDRNN_FN Vec<float> add_dot(Vec<float> sum, Vec<float>, Vec<float>) { return sum; }
+#endif
+
 // One register tile: c[m][0 .. NV vectors) = init[m] + sum_k a[m][k] b[k]. The sums start from zero: GCC spills them
-// all where they start from memory. With `Pairs` the same sums are made of what pack_pairs packed.
+// all where they start from memory. With `Pairs` the same sums are made of what pack_pairs packed; where there are dot
+// products, `a` points to bfloat16 then.
 template <int M, int NV, bool Pairs, class S>
 void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init, int64_t init_stride, S* c,
                    int64_t c_stride) {
@@ -110,7 +127,14 @@ void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init
       V column[NV];
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::kLanes);
-      if constexpr (Pairs) {
+      if constexpr (Pairs && kDotProducts) {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          V value = pair_at(row[m], k);
+#pragma GCC unroll 8
+          for (int v = 0; v < NV; ++v) sum[m][v] = add_dot(sum[m][v], column[v], value);
+        }
+      } else if constexpr (Pairs) {
         V even[NV], odd[NV];
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) even[v] = even_of_pairs(column[v]), odd[v] = odd_of_pairs(column[v]);

@@ -28,6 +28,7 @@ namespace fusedrnn {
   template <class T>                                                                         \
   void scan_backward(CellKind cell, const ScanParams<T>& params, const ScanGrads<T>& grads); \
   }
+FUSEDRNN_DECLARE(avx512_bf16)
 FUSEDRNN_DECLARE(avx512)
 FUSEDRNN_DECLARE(avx2)
 FUSEDRNN_DECLARE(baseline)
