@@ -14,6 +14,7 @@ template <class Cell, class T>
 class Backward {
   using S = Arithmetic<T>;
   using V = Vec<S>;
+  using E = Operand<T>;
   static constexpr int G = Cell::kGates, A = Cell::kSaved, Q = Cell::kGrads;
   static constexpr int64_t kBlockRows = 8 * kTileRows;
   static constexpr int64_t kChunkRows = 1024;  // rows summed up together, about
@@ -25,12 +26,13 @@ class Backward {
         g(grads),
         s(params.shape),
         projects(params.weights[0].w_hr),
+        pairs(kDotProducts && s.hidden % 2 == 0 && s.projected % 2 == 0),
         chunks(bounds_of_chunks()),
         room(most_rows()),
         H_(padded<S>(s.hidden)),
         P_(padded<S>(s.projected)),
-        w_hh(s.directions * G * s.hidden * P_),
-        w_hr(projects ? s.directions * s.projected * H_ : 0),
+        w_hh(s.directions * G * s.hidden * P_ >> pairs),
+        w_hr(projects ? s.directions * s.projected * H_ >> pairs : 0),
         dh(s.directions * s.rows * P_),
         dc(kHasCell ? s.directions * s.rows * H_ : 0),
         dhidden(projects ? s.directions * s.rows * H_ : 0),
@@ -110,11 +112,15 @@ class Backward {
     int64_t grain = share.splits_units ? V::kLanes : kPanel<S>, K = G * s.hidden;
     int64_t begin = part(s.projected, share.member, share.members, grain);
     int64_t end = part(s.projected, share.member + 1, share.members, grain);
-    pack(w.w_hh + begin, end - begin, s.projected, K, w_hh + (share.d * P_ + begin) * K);
+    pack_columns(w.w_hh + begin, end - begin, s.projected, K, w_hh + ((share.d * P_ + begin) * K >> pairs));
     if (!projects) return;
     begin = part(s.hidden, share.member, share.members, grain);
     end = part(s.hidden, share.member + 1, share.members, grain);
-    pack(w.w_hr + begin, end - begin, s.hidden, s.projected, w_hr + (share.d * H_ + begin) * s.projected);
+    pack_columns(w.w_hr + begin, end - begin, s.hidden, s.projected,
+                 w_hr + ((share.d * H_ + begin) * s.projected >> pairs));
+  }
+  void pack_columns(const T* w, int64_t columns, int64_t stride, int64_t k, S* packed) const {
+    (pairs ? pack_pairs<T, S> : pack<T, S>)(w, columns, stride, k, packed);
   }
 
   void start(const Share& share) {
@@ -123,22 +129,24 @@ class Backward {
       int64_t own = share.d * s.rows + n, h = own * s.projected + share.out, c = own * s.hidden + share.unit;
       start(dh + own * P_ + share.out, g.dh_n ? g.dh_n + h : nullptr, outs);
       if (kHasCell) start(dc + own * H_ + share.unit, g.dc_n ? g.dc_n + c : nullptr, units);
-      if (g.dreset_h) start<T>(dreset_h + own * P_ + share.out, nullptr, outs);
-      if (g.dreset_c) start<T>(dreset_c + own * H_ + share.unit, nullptr, units);
+      if (g.dreset_h) start(dreset_h + own * P_ + share.out, nullptr, outs);
+      if (g.dreset_c) start(dreset_c + own * H_ + share.unit, nullptr, units);
     }
   }
 
   void walk(const Share& share, const Steps& steps) {
     Walk<T> walk{p, share.d, zeros};
     int64_t most = share.row_end - share.row;
-    Buffer<S> tile(kBlockRows * kPanel<S>);
+    int64_t widest = s.projected > Q * s.hidden ? s.projected : Q * s.hidden;
+    Buffer<S> tile(kBlockRows * kPanel<S>), wide(kDotProducts && !pairs ? most * padded<S>(widest) : 0);
     Buffer<int64_t> live(most);
+    Buffer<const E*> rows(most);
     Buffer<const S*> a(most);
     for (int64_t i = 0; i < steps.end - steps.begin; ++i) {
       int64_t t = share.d ? steps.begin + i : steps.end - 1 - i;
       int64_t place = share.d * room + p.batch.offsets[t] - steps.first_row,
               count = live_rows(share, walk, t, place, live);
-      take_step(share, walk, t, place, count, live, a, tile);
+      take_step(share, walk, t, place, count, live, rows, a, wide, tile);
     }
   }
 
@@ -153,8 +161,7 @@ class Backward {
     }
   }
 
-  template <class E>
-  static void start(S* to, const E* given, int64_t count) {
+  static void start(S* to, const T* given, int64_t count) {
     if (given)
       widen_row(to, given, count);
     else
@@ -178,7 +185,7 @@ class Backward {
   }
 
   void take_step(const Share& share, const Walk<T>& walk, int64_t t, int64_t place, int64_t count, const int64_t* live,
-                 const S** a, S* tile) {
+                 const E** rows, const S** a, S* wide, S* tile) {
     int d = share.d;
     int64_t outs = share.out_end - share.out;
     for (int64_t m = 0; m < count; ++m) {
@@ -193,16 +200,21 @@ class Backward {
           total.store(dh_steps + emitted + j, outs - j);
           past.store(own + j);
         }
-        a[m] = dh_steps + (place + n) * s.projected;
+        rows[m] = dh_steps + (place + n) * s.projected;
       }
     }
-    if (projects) through_w_hr(share, count, live, a, tile);
+    if (projects) {
+      share.meet_if_units_are_split();
+      as_operands<E, S>(count, s.projected, rows, pairs, wide, a);
+      through_w_hr(share, count, live, a, tile);
+    }
     for (int64_t m = 0; m < count; ++m) {
-      S* row = dgates + (place + live[m]) * Q * s.hidden;
+      E* row = dgates + (place + live[m]) * Q * s.hidden;
       differentiate(share, walk, t, live[m], row);
-      a[m] = row;
+      rows[m] = row;
     }
     share.meet_if_units_are_split();
+    as_operands<E, S>(count, Q * s.hidden, rows, pairs, wide, a);
     through_w_hh(share, t % 2, count, live, a, tile);
     for (int64_t m = 0; m < count; ++m)
       if (walk.cut(t, live[m])) divert(share, d * s.rows + live[m]);
@@ -210,11 +222,10 @@ class Backward {
 
   // dhidden = dh_steps @ W_hr
   void through_w_hr(const Share& share, int64_t count, const int64_t* live, const S* const* a, S* tile) {
-    share.meet_if_units_are_split();
     for_panels<S>(share.unit, share.unit_end, false, [&](int64_t j, int64_t columns) {
       for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        multiply<S>(block_rows, columns, a + m, s.projected, w_hr + (share.d * H_ + j) * s.projected, zero_bias, 0,
-                    tile, kPanel<S>);
+        multiply<S>(block_rows, columns, a + m, s.projected, w_hr + ((share.d * H_ + j) * s.projected >> pairs),
+                    zero_bias, 0, tile, kPanel<S>, pairs);
         for (int64_t b = 0; b < block_rows; ++b)
           copy(dhidden + (share.d * s.rows + live[m + b]) * H_ + j, tile + b * kPanel<S>, padded<S>(columns));
       });
@@ -222,7 +233,7 @@ class Backward {
   }
 
   // The cell, for all units of the share and one row. dh and dc: gradients after the step in, before it out.
-  void differentiate(const Share& share, const Walk<T>& walk, int64_t t, int64_t n, S* dgates) {
+  void differentiate(const Share& share, const Walk<T>& walk, int64_t t, int64_t n, E* dgates) {
     int d = share.d;
     int64_t r = walk.row(t, n), own = d * s.rows + n;
     const T* saved = p.saved + (d * s.packed_rows + r) * A * s.hidden;
@@ -271,13 +282,13 @@ class Backward {
     int64_t K = G * s.hidden, lead = Q == G ? K : (G - 1) * s.hidden;
     for_panels<S>(share.out, share.out_end, backwards, [&](int64_t j, int64_t columns) {
       for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        const S* panel = w_hh + (share.d * P_ + j) * K;
-        multiply<S>(block_rows, columns, a + m, lead, panel, zero_bias, 0, tile, kPanel<S>);
+        const S* panel = w_hh + ((share.d * P_ + j) * K >> pairs);
+        multiply<S>(block_rows, columns, a + m, lead, panel, zero_bias, 0, tile, kPanel<S>, pairs);
         if constexpr (Q > G) {
           const S* last[kBlockRows];
-          for (int64_t b = 0; b < block_rows; ++b) last[b] = a[m + b] + (Q - 1) * s.hidden;
-          multiply<S>(block_rows, columns, last, s.hidden, panel + lead * padded<S>(columns), tile, kPanel<S>, tile,
-                      kPanel<S>);
+          for (int64_t b = 0; b < block_rows; ++b) last[b] = a[m + b] + ((Q - 1) * s.hidden >> pairs);
+          multiply<S>(block_rows, columns, last, s.hidden, panel + (lead * padded<S>(columns) >> pairs), tile,
+                      kPanel<S>, tile, kPanel<S>, pairs);
         }
         for (int64_t b = 0; b < block_rows; ++b) {
           S* own = tile + b * kPanel<S>;
@@ -302,17 +313,17 @@ class Backward {
   const ScanParams<T>& p;
   const ScanGrads<T>& g;
   const Shape& s;
-  bool projects;
+  bool projects, pairs;
   std::vector<int64_t> chunks;
   int64_t room;  // rows of a chunk at most
   std::optional<Sums<Cell, T>> sums[2];
   int64_t H_, P_;                // H and P, padded to whole vectors
-  Buffer<S> w_hh;                // [D] packed matrix [P_, G*H]
-  Buffer<S> w_hr;                // [D] packed matrix [H_, P]
+  Buffer<S> w_hh;                // [D] packed matrix [P_, G*H], perhaps in pairs
+  Buffer<S> w_hr;                // [D] packed matrix [H_, P], too
   Buffer<S> dh, dc;              // [D, N, P_] and [D, N, H_]  gradient of the state, on its way to the step before
   Buffer<S> dhidden;             // [D, N, H_]  of the hidden state before projection
-  Buffer<S> dgates;              // [D, room, Q, H]  of one chunk
-  Buffer<S> dh_steps;            // [D, room, P]     total gradient of each step's output, of one chunk
+  Buffer<E> dgates;              // [D, room, Q, H]  of one chunk
+  Buffer<E> dh_steps;            // [D, room, P]     total gradient of each step's output, of one chunk
   Buffer<S> dreset_h, dreset_c;  // as dh and dc, summed over all cuts
   Buffer<T> zeros;
   Buffer<S> zero_bias;

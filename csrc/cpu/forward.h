@@ -88,7 +88,7 @@ class Forward {
   }
 
   void pack_gate(const T* w, int64_t columns, int64_t k, bool in_pairs, S* packed) {
-    (in_pairs ? pack_pairs<T, S> : pack_transposed<T, S>)(w, columns, k, k, packed);
+    (in_pairs ? pack_transposed_pairs<T, S> : pack_transposed<T, S>)(w, columns, k, k, packed);
   }
 
   void pack_bias(const T* bias, int64_t unit, int64_t columns, S* packed) {
@@ -137,7 +137,7 @@ class Forward {
         h[m] = p.x + rows[m].index * s.input;
         rows[m].gates_x = gates_x + m * G * width;
       }
-      take_rows(chunk, s.input, h, pairs_of_x, wide, a);
+      as_operands<T, S>(chunk, s.input, h, pairs_of_x, wide, a);
       project_input(share, chunk, a, gates_x);
       Row* first = rows;
       for (; i < next; ++i) {
@@ -171,12 +171,6 @@ class Forward {
     return live;
   }
 
-  // Rows as operands of a product: as they are where it is of pairs by pairs, else in the type of arithmetic.
-  void take_rows(int64_t count, int64_t k, const T* const* rows, bool in_pairs, S* wide, const S** a) const {
-    if (!kDotProducts || !in_pairs) return widen_rows<T, S>(count, k, rows, wide, a);
-    for (int64_t m = 0; m < count; ++m) a[m] = reinterpret_cast<const S*>(rows[m]);
-  }
-
   void project_input(const Share& share, int64_t rows, const S* const* x, S* gates_x) {
     int64_t width = padded<S>(share.unit_end - share.unit);
     for (int64_t j = share.unit; j < share.unit_end; j += kPanel<S>)
@@ -200,7 +194,7 @@ class Forward {
           zero(c + own * H_ + share.unit, padded<S>(units));
       }
     }
-    take_rows(live, s.projected, h, pairs, wide, a);
+    as_operands<T, S>(live, s.projected, h, pairs, wide, a);
     for (int64_t m = 0; p.h_mask && m < live; ++m) {
       S* row = masked + m * padded<S>(s.projected);
       const T* mask = p.h_mask + (d * s.rows + rows[m].n) * s.projected;
@@ -274,7 +268,7 @@ class Forward {
     int d = share.d;
     share.meet_if_units_are_split();
     for (int64_t m = 0; m < live; ++m) h[m] = hidden_row(d, rows[m]);
-    widen_rows<T, S>(live, s.hidden, h, wide, a);
+    as_operands<T, S>(live, s.hidden, h, false, wide, a);
     for_panels<S>(share.out, share.out_end, false, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
         multiply<S>(block_rows, columns, a + m, s.hidden, w_hr + (d * P_ + j) * s.hidden, zero_bias, 0, tile,

@@ -68,10 +68,25 @@ void pack(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packe
         V::load(w + k * stride + n, n_count - n).store(packed);
 }
 
-// bfloat16 of an even k_count, not widened: one lane holds B[k][n] and B[k+1][n] as they lie in w.
+// bfloat16 of an even k_count, not widened: one lane holds B[k][n] and B[k+1][n], as they lie in w or, below, in two
+// rows.
+template <class T, class S>
+void pack_transposed_pairs(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packed) {
+  pack_transposed(reinterpret_cast<const S*>(w), n_count, stride / 2, k_count / 2, packed);
+}
+FUSEDRNN_FN Vec<float> pairs_of(Vec<float> even, Vec<float> odd) {
+  using Unsigned = Register<float>::Unsigned;
+  return (Vec<float>::Raw)((Unsigned)even.v >> 16 | (Unsigned)odd.v);
+}
 template <class T, class S>
 void pack_pairs(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packed) {
-  pack_transposed(reinterpret_cast<const S*>(w), n_count, stride / 2, k_count / 2, packed);
+  using V = Vec<S>;
+  if constexpr (std::is_same_v<T, bfloat16>)
+    for (int64_t n0 = 0; n0 < n_count; n0 += kPanel<S>)
+      for (int64_t k = 0; k < k_count; k += 2)
+        for (int64_t n = n0; n < n0 + kPanel<S> && n < n_count; n += V::kLanes, packed += V::kLanes)
+          pairs_of(V::load(w + k * stride + n, n_count - n), V::load(w + (k + 1) * stride + n, n_count - n))
+              .store(packed);
 }
 // A pair of A's, in all lanes.
 FUSEDRNN_FN Vec<float> pair_at(const float* row, int64_t k) {
@@ -95,6 +110,25 @@ FUSEDRNN_FN Vec<float> add_dot(Vec<float> sum, Vec<float> a, Vec<float> b) {
 constexpr bool kDotProducts = false;
 FUSEDRNN_FN Vec<float> add_dot(Vec<float> sum, Vec<float>, Vec<float>) { return sum; }
 #endif
+
+// The type of what is made to be A of a product.
+template <class T>
+using Operand = std::conditional_t<kDotProducts, T, Arithmetic<T>>;
+
+// Rows as A: as they are for a product of pairs by pairs, else in the type of arithmetic, in `wide` where theirs is
+// another.
+template <class E, class S>
+void as_operands(int64_t count, int64_t k, const E* const* rows, bool in_pairs, S* wide, const S** a) {
+  for (int64_t m = 0; m < count; ++m) {
+    if (std::is_same_v<E, S> || (kDotProducts && in_pairs)) {
+      a[m] = reinterpret_cast<const S*>(rows[m]);
+    } else {
+      S* row = wide + m * padded<S>(k);
+      for (int64_t j = 0; j < k; j += Vec<S>::kLanes) Vec<S>::load(rows[m] + j, k - j).store(row + j);
+      a[m] = row;
+    }
+  }
+}
 
 // One register tile: c[m][0 .. NV vectors) = init[m] + sum_k a[m][k] b[k]. The sums start from zero: GCC spills them
 // all where they start from memory. With `Pairs` the same sums are made of what pack_pairs packed; where there are dot

@@ -20,18 +20,6 @@ template <class T, class S>
 FUSEDRNN_FN void widen_row(S* to, const T* from, int64_t count) {
   for (int64_t j = 0; j < count; j += Vec<S>::kLanes) Vec<S>::load(from + j, count - j).store(to + j);
 }
-// Rows in the type of arithmetic, k numbers each: the rows themselves if they are of it, else copies in `room`.
-template <class T, class S>
-void widen_rows(int64_t rows, int64_t k, const T* const* from, S* room, const S** to) {
-  for (int64_t m = 0; m < rows; ++m) {
-    if constexpr (std::is_same_v<T, S>) {
-      to[m] = from[m];
-    } else {
-      widen_row(room + m * padded<S>(k), from[m], k);
-      to[m] = room + m * padded<S>(k);
-    }
-  }
-}
 template <class T, class S>
 constexpr bool kWidens = !std::is_same_v<T, S>;
 template <class T, class S>

@@ -41,36 +41,58 @@ class Sum {
 };
 
 // The operand of the weights' gradients that is one row for each row of the chunk: x, h before each step, or h before
-// its projection. Packed in panels: B[k][n].
+// its projection. Packed in panels: B[k][n], in pairs where these are multiplied.
 template <class T>
 class Rows {
   using S = Arithmetic<T>;
   using V = Vec<S>;
 
  public:
-  Rows(bool wanted, int64_t room, int64_t width) : width_(width), packed_(wanted ? room * padded<S>(width) : 0) {}
+  struct Row {
+    const T *from, *mask;  // times the mask, if there is one
+  };
 
-  // Row k of `rows`, times `mask` if there is one.
-  void put(int64_t k, int64_t rows, const T* from, const T* mask) const {
-    for (int64_t n = 0; n < width_; n += V::kLanes) {
-      int64_t first = n / kPanel<S> * kPanel<S>, columns = padded<S>(least(width_ - first, kPanel<S>));
-      V value = V::load(from + n, width_ - n);
-      if (mask) value = value * V::load(mask + n, width_ - n);
-      value.store(packed_ + first * rows + k * columns + n - first);
-    }
+  Rows(bool wanted, int64_t room, int64_t width)
+      : width_(width), packed_(wanted ? in_lanes(room) * padded<S>(width) : 0), wanted_(wanted) {}
+
+  // Rows begin .. end - 1 of `count`; begin is even.
+  void put(int64_t begin, int64_t end, int64_t count, const Row* rows) const {
+    if (!wanted_) return;
+    for (int64_t k = begin; k < end; k += 1 + kDotProducts)
+      for (int64_t n = 0; n < width_; n += V::kLanes) {
+        int64_t first = n / kPanel<S> * kPanel<S>, columns = padded<S>(least(width_ - first, kPanel<S>));
+        V value = load(rows[k - begin], n);
+        if constexpr (kDotProducts)
+          value = pairs_of(rounded(value), k + 1 < end ? rounded(load(rows[k + 1 - begin], n)) : V(0));
+        value.store(packed_ + first * in_lanes(count) + in_lanes(k) * columns + n - first);
+      }
   }
-  const S* panel(int64_t n, int64_t rows) const { return packed_ + n * rows; }
+  const S* panel(int64_t n, int64_t count) const { return packed_ + n * in_lanes(count); }
   int64_t width() const { return width_; }
 
  private:
+  static int64_t in_lanes(int64_t rows) { return kDotProducts ? (rows + 1) / 2 : rows; }
+  V load(const Row& row, int64_t n) const {
+    V value = V::load(row.from + n, width_ - n);
+    return row.mask ? value * V::load(row.mask + n, width_ - n) : value;
+  }
+  static V rounded(V value) {
+    T stored[V::kLanes];
+    value.store(stored);
+    return V::load(stored);
+  }
+
   int64_t width_;
   Buffer<S> packed_;
+  bool wanted_;
 };
 
 template <class Cell, class T>
 class Sums {
   using S = Arithmetic<T>;
   using V = Vec<S>;
+  using E = Operand<T>;
+  using Row = typename Rows<T>::Row;
   static constexpr int G = Cell::kGates, Q = Cell::kGrads;
   static constexpr int64_t kBlockUnits = 8 * kTileRows, kBlockRows = 4 * kTileRows;
 
@@ -90,7 +112,8 @@ class Sums {
         x(dw.w_ih, room, s.input),
         h_before(dw.w_hh, room, s.projected),
         hidden(dw.w_hr, room, s.hidden),
-        packed_w_ih(g.dx ? G * s.hidden * padded<S>(s.input) : 0),
+        pairs(kDotProducts && G * s.hidden % 2 == 0),
+        packed_w_ih(g.dx ? G * s.hidden * padded<S>(s.input) >> pairs : 0),
         zeros(s.hidden + s.projected),
         zero_bias(kPanel<S>) {
     zero<T>(zeros, s.hidden + s.projected);
@@ -101,29 +124,33 @@ class Sums {
   void prepare(int64_t member, int64_t members, const Steps& steps, bool first) const {
     if (g.dx && first) {
       int64_t begin = part(s.input, member, members, kPanel<S>), end = part(s.input, member + 1, members, kPanel<S>);
-      pack(p.weights[d].w_ih + begin, end - begin, s.input, G * s.hidden, packed_w_ih + begin * G * s.hidden);
+      (pairs ? pack_pairs<T, S> : pack<T, S>)(p.weights[d].w_ih + begin, end - begin, s.input, G * s.hidden,
+                                              packed_w_ih + (begin * G * s.hidden >> pairs));
     }
     Walk<T> walk{p, d, zeros};
-    int64_t begin = part(steps.rows, member, members, 1), end = part(steps.rows, member + 1, members, 1);
+    int64_t begin = part(steps.rows, member, members, 2), end = part(steps.rows, member + 1, members, 2);
+    Buffer<Row> inputs(end - begin), states(end - begin), outputs(end - begin);
     for (int64_t t = steps.begin; t < steps.end; ++t)
       for (int64_t n = 0, k = p.batch.offsets[t] - steps.first_row; n < walk.rows(t); ++n, ++k) {
         if (k < begin || k >= end) continue;
         int64_t r = walk.row(t, n);
-        if (dw.w_ih) x.put(k, steps.rows, p.x + r * s.input, nullptr);
-        if (dw.w_hh)
-          h_before.put(k, steps.rows, walk.alive(t, n) ? walk.h_before(t, n) : zeros,
-                       p.h_mask ? p.h_mask + (d * s.rows + n) * s.projected : nullptr);
-        if (dw.w_hr) hidden.put(k, steps.rows, p.hidden + (d * s.packed_rows + r) * s.hidden, nullptr);
+        inputs[k - begin] = {p.x + r * s.input, nullptr};
+        states[k - begin] = {walk.alive(t, n) ? walk.h_before(t, n) : zeros,
+                             p.h_mask ? p.h_mask + (d * s.rows + n) * s.projected : nullptr};
+        outputs[k - begin] = {p.hidden + (d * s.packed_rows + r) * s.hidden, nullptr};
       }
+    x.put(begin, end, steps.rows, inputs);
+    h_before.put(begin, end, steps.rows, states);
+    hidden.put(begin, end, steps.rows, outputs);
   }
 
   // dgates [rows, Q, H] and dh_steps [rows, P] of the chunk. first, last: of the chunks of this direction; begun: the
   // other direction has been here.
-  void add(int64_t member, int64_t members, const Steps& steps, const S* dgates, const S* dh_steps, bool first,
+  void add(int64_t member, int64_t members, const Steps& steps, const E* dgates, const E* dh_steps, bool first,
            bool last, bool begun) const {
     if (g.dx)
       add_dx(part(steps.rows, member, members, 1), part(steps.rows, member + 1, members, 1), steps, dgates, begun);
-    Buffer<S> columns(kBlockUnits * padded<S>(steps.rows));
+    Buffer<S> columns(kBlockUnits * padded<S>(steps.rows));  // of dgates or dh_steps
     int64_t H = s.hidden, begin = part(H, member, members, V::kLanes), end = part(H, member + 1, members, V::kLanes);
     for (int q = 0; q < Q; ++q) {
       bool of_x = q < G, of_h = q < G - 1 || q == Q - 1;
@@ -153,13 +180,16 @@ class Sums {
   bool bias_wanted() const { return dw.b_ih || dw.b_hh; }
 
   // dx (+)= dgates W_ih
-  void add_dx(int64_t begin, int64_t end, const Steps& steps, const S* dgates, bool begun) const {
-    Buffer<S> tile(kBlockRows * kPanel<S>);
+  void add_dx(int64_t begin, int64_t end, const Steps& steps, const E* dgates, bool begun) const {
+    int64_t K = G * s.hidden;
+    Buffer<S> tile(kBlockRows * kPanel<S>), wide(kDotProducts && !pairs ? kBlockRows * padded<S>(K) : 0);
     for_panels<S>(0, s.input, false, [&](int64_t n, int64_t columns) {
       for_blocks(end - begin, kBlockRows, [&](int64_t m, int64_t rows) {
+        const E* own[kBlockRows];
         const S* a[kBlockRows];
-        for (int64_t b = 0; b < rows; ++b) a[b] = dgates + (begin + m + b) * Q * s.hidden;
-        multiply<S>(rows, columns, a, G * s.hidden, packed_w_ih + n * G * s.hidden, zero_bias, 0, tile, kPanel<S>);
+        for (int64_t b = 0; b < rows; ++b) own[b] = dgates + (begin + m + b) * Q * s.hidden;
+        as_operands<E, S>(rows, K, own, pairs, wide, a);
+        multiply<S>(rows, columns, a, K, packed_w_ih + (n * K >> pairs), zero_bias, 0, tile, kPanel<S>, pairs);
         for (int64_t b = 0; b < rows; ++b) {
           T* to = g.dx + (steps.first_row + begin + m + b) * s.input + n;
           if (begun) add_row(tile + b * kPanel<S>, to, columns);
@@ -169,29 +199,46 @@ class Sums {
     });
   }
 
-  // a[m] = column m of the rows.
-  void transpose(const S* from, int64_t stride, int64_t rows, int64_t units, S* columns, const S** a) const {
-    int64_t length = padded<S>(rows);
-    for (int64_t m = 0; m < units; ++m) a[m] = rows == 1 ? from + m : columns + m * length;
-    if (rows == 1) return;
-    for (int64_t m = 0; m < units; m += V::kLanes)
-      for (int64_t k = 0; k < rows; k += V::kLanes) {
+  // a[m] = column m of the rows, in pairs where these are multiplied.
+  void transpose(const E* from, int64_t stride, int64_t rows, int64_t units, S* columns, const S** a) const {
+    constexpr int kStep = kDotProducts ? 2 : 1;
+    int64_t length = padded<S>((rows + kStep - 1) / kStep);
+    for (int64_t m = 0; m < units; ++m) a[m] = columns + m * length;
+    if constexpr (std::is_same_v<E, S>) {
+      for (int64_t m = 0; rows == 1 && m < units; ++m) a[m] = from + m;
+      if (rows == 1) return;
+    }
+    for (int64_t m = 0; m < units; m += V::kLanes) {
+      auto load = [&](int64_t k) { return k < rows ? V::load(from + k * stride + m, units - m) : V(0); };
+      for (int64_t k = 0; k < rows; k += kStep * V::kLanes) {
         V block[V::kLanes];
-        for (int i = 0; i < V::kLanes; ++i)
-          block[i] = k + i < rows ? V::load(from + (k + i) * stride + m, units - m) : V(0);
+        for (int i = 0; i < V::kLanes; ++i) {
+          block[i] = load(k + kStep * i);
+          if constexpr (kDotProducts) block[i] = pairs_of(block[i], load(k + 2 * i + 1));
+        }
         exchange<1>(block);
-        for (int i = 0; i < V::kLanes && m + i < units; ++i) block[i].store(columns + (m + i) * length + k);
+        for (int i = 0; i < V::kLanes && m + i < units; ++i) block[i].store(columns + (m + i) * length + k / kStep);
       }
+    }
   }
 
+  // In many short chains of additions, which err less than a long one.
   void add_bias(int64_t unit, int64_t units, int64_t rows, const S* const* a, bool first) const {
+    constexpr int kChains = 4;
+    int64_t in_lanes = kDotProducts ? (rows + 1) / 2 : rows;
     for (int64_t m = 0; m < units; ++m) {
-      V lanes = V(0);
-      for (int64_t k = 0; k < rows; k += V::kLanes) lanes = lanes + V::load(a[m] + k, rows - k);
-      S sum = first ? S(0) : bias[unit + m], each[V::kLanes];
-      lanes.store(each);
-      for (S value : each) sum += value;
-      bias[unit + m] = sum;
+      V chain[kChains] = {V(0), V(0), V(0), V(0)};
+      for (int64_t k = 0; k < in_lanes; k += V::kLanes) {
+        V value = V::load(a[m] + k, in_lanes - k);
+        if constexpr (kDotProducts) value = even_of_pairs(value) + odd_of_pairs(value);
+        V& sum = chain[k / V::kLanes % kChains];
+        sum = sum + value;
+      }
+      S each[V::kLanes];
+      ((chain[0] + chain[1]) + (chain[2] + chain[3])).store(each);
+      for (int count = V::kLanes / 2; count; count /= 2)
+        for (int i = 0; i < count; ++i) each[i] += each[i + count];
+      bias[unit + m] = first ? each[0] : bias[unit + m] + each[0];
     }
   }
 
@@ -201,7 +248,7 @@ class Sums {
     for_panels<S>(0, rows.width(), false, [&](int64_t n, int64_t columns) {
       S* c = sum.row(unit) + n;
       multiply<S>(units, columns, a, count, rows.panel(n, count), first ? zero_bias : c, first ? 0 : sum.stride(), c,
-                  sum.stride());
+                  sum.stride(), kDotProducts);
     });
     if (last) sum.put_down(unit, units);
   }
@@ -215,7 +262,8 @@ class Sums {
   Sum<T> w_ih, w_hh, w_hr;
   Buffer<S> bias;  // [Q, H]
   Rows<T> x, h_before, hidden;
-  Buffer<S> packed_w_ih;  // [G*H, I]
+  bool pairs;             // is W_ih packed in pairs?
+  Buffer<S> packed_w_ih;  // packed matrix [I_, G*H]
   Buffer<T> zeros;
   Buffer<S> zero_bias;
 };
