@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "matrix.h"
 #include "steps.h"
 #include "sums.h"
 
@@ -31,8 +32,6 @@ class Backward {
         room(most_rows()),
         H_(padded<S>(s.hidden)),
         P_(padded<S>(s.projected)),
-        w_hh(s.directions * G * s.hidden * P_ >> pairs),
-        w_hr(projects ? s.directions * s.projected * H_ >> pairs : 0),
         dh(s.directions * s.rows * P_),
         dc(kHasCell ? s.directions * s.rows * H_ : 0),
         dhidden(projects ? s.directions * s.rows * H_ : 0),
@@ -44,7 +43,11 @@ class Backward {
         zero_bias(kPanel<S>) {
     zero<T>(zeros, s.hidden + s.projected);
     zero<S>(zero_bias, kPanel<S>);
-    for (int d = 0; d < s.directions; ++d) sums[d].emplace(p, g, d, room);
+    for (int d = 0; d < s.directions; ++d) {
+      w_hh[d].emplace(p.weights[d].w_hh, G * s.hidden, s.projected, pairs, s.packed_rows);
+      w_hr[d].emplace(p.weights[d].w_hr, s.projected, s.hidden, pairs, s.packed_rows);
+      sums[d].emplace(p, g, d, room);
+    }
   }
 
   void run() {
@@ -108,19 +111,10 @@ class Backward {
 
   // Each thread packs a part: its own columns where units are split.
   void pack_weights(const Share& share) {
-    const Weights<T>& w = p.weights[share.d];
-    int64_t grain = share.splits_units ? V::kLanes : kPanel<S>, K = G * s.hidden;
-    int64_t begin = part(s.projected, share.member, share.members, grain);
-    int64_t end = part(s.projected, share.member + 1, share.members, grain);
-    pack_columns(w.w_hh + begin, end - begin, s.projected, K, w_hh + ((share.d * P_ + begin) * K >> pairs));
-    if (!projects) return;
-    begin = part(s.hidden, share.member, share.members, grain);
-    end = part(s.hidden, share.member + 1, share.members, grain);
-    pack_columns(w.w_hr + begin, end - begin, s.hidden, s.projected,
-                 w_hr + ((share.d * H_ + begin) * s.projected >> pairs));
-  }
-  void pack_columns(const T* w, int64_t columns, int64_t stride, int64_t k, S* packed) const {
-    (pairs ? pack_pairs<T, S> : pack<T, S>)(w, columns, stride, k, packed);
+    int64_t grain = share.splits_units ? V::kLanes : kPanel<S>;
+    auto begin = [&](int64_t width, int64_t member) { return part(width, member, share.members, grain); };
+    w_hh[share.d]->pack(begin(s.projected, share.member), begin(s.projected, share.member + 1));
+    if (projects) w_hr[share.d]->pack(begin(s.hidden, share.member), begin(s.hidden, share.member + 1));
   }
 
   void start(const Share& share) {
@@ -224,8 +218,7 @@ class Backward {
   void through_w_hr(const Share& share, int64_t count, const int64_t* live, const S* const* a, S* tile) {
     for_panels<S>(share.unit, share.unit_end, false, [&](int64_t j, int64_t columns) {
       for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        multiply<S>(block_rows, columns, a + m, s.projected, w_hr + ((share.d * H_ + j) * s.projected >> pairs),
-                    zero_bias, 0, tile, kPanel<S>, pairs);
+        w_hr[share.d]->multiply(block_rows, j, columns, 0, s.projected, a + m, zero_bias, 0, tile, kPanel<S>);
         for (int64_t b = 0; b < block_rows; ++b)
           copy(dhidden + (share.d * s.rows + live[m + b]) * H_ + j, tile + b * kPanel<S>, padded<S>(columns));
       });
@@ -279,16 +272,15 @@ class Backward {
   // dh += dr @ W_hh. dr is the first G-1 planes of dgates and its last one.
   void through_w_hh(const Share& share, bool backwards, int64_t count, const int64_t* live, const S* const* a,
                     S* tile) {
-    int64_t K = G * s.hidden, lead = Q == G ? K : (G - 1) * s.hidden;
+    int64_t lead = (Q == G ? G : G - 1) * s.hidden;
     for_panels<S>(share.out, share.out_end, backwards, [&](int64_t j, int64_t columns) {
       for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        const S* panel = w_hh + ((share.d * P_ + j) * K >> pairs);
-        multiply<S>(block_rows, columns, a + m, lead, panel, zero_bias, 0, tile, kPanel<S>, pairs);
+        const Matrix<T>& w = *w_hh[share.d];
+        w.multiply(block_rows, j, columns, 0, lead, a + m, zero_bias, 0, tile, kPanel<S>);
         if constexpr (Q > G) {
           const S* last[kBlockRows];
           for (int64_t b = 0; b < block_rows; ++b) last[b] = a[m + b] + ((Q - 1) * s.hidden >> pairs);
-          multiply<S>(block_rows, columns, last, s.hidden, panel + (lead * padded<S>(columns) >> pairs), tile,
-                      kPanel<S>, tile, kPanel<S>, pairs);
+          w.multiply(block_rows, j, columns, lead, s.hidden, last, tile, kPanel<S>, tile, kPanel<S>);
         }
         for (int64_t b = 0; b < block_rows; ++b) {
           S* own = tile + b * kPanel<S>;
@@ -316,10 +308,9 @@ class Backward {
   bool projects, pairs;
   std::vector<int64_t> chunks;
   int64_t room;  // rows of a chunk at most
+  std::optional<Matrix<T>> w_hh[2], w_hr[2];
   std::optional<Sums<Cell, T>> sums[2];
   int64_t H_, P_;                // H and P, padded to whole vectors
-  Buffer<S> w_hh;                // [D] packed matrix [P_, G*H], perhaps in pairs
-  Buffer<S> w_hr;                // [D] packed matrix [H_, P], too
   Buffer<S> dh, dc;              // [D, N, P_] and [D, N, H_]  gradient of the state, on its way to the step before
   Buffer<S> dhidden;             // [D, N, H_]  of the hidden state before projection
   Buffer<E> dgates;              // [D, room, Q, H]  of one chunk

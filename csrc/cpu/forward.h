@@ -14,7 +14,6 @@ class Forward {
   static constexpr int G = Cell::kGates, A = Cell::kSaved;
   static constexpr int64_t kChunkRows = 192;            // rows the input projection is made for at a time, at least
   static constexpr int64_t kBlockRows = 4 * kTileRows;  // rows whose gates are kept in L1 at a time
-  static constexpr int64_t kRowsWorthPacking = 12;      // weights that meet fewer rows are used as they are
   static constexpr bool kIsBfloat16 = std::is_same_v<T, bfloat16> && std::endian::native == std::endian::little;
   static constexpr bool kHasCell = Cell::kStates == 2;
 

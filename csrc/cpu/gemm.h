@@ -1,6 +1,6 @@
 // C = A B for the scan: A is a list of row pointers (states live wherever they were last written), C is an L1-resident
 // tile. B is packed in panels of up to kPanelVectors vectors of columns, or, for products too few to pay for packing,
-// a weight as PyTorch keeps it.
+// a weight as PyTorch keeps it: its rows are rows of B (kRowsWorthPacking) or columns (multiply_unpacked).
 //
 // Each element of C is made by one order of operations over k that knows neither the other rows nor the other columns:
 // results do not depend on how rows or columns are shared out among threads.
@@ -11,6 +11,7 @@
 namespace fusedrnn::FUSEDRNN_ISA {
 
 constexpr int kTileRows = 6;
+constexpr int64_t kRowsWorthPacking = 12;  // weights that meet fewer rows are used as they are
 // The longer a chain of additions, the more it errs: a long sum is made of sums of so many terms. One of 2,048 errs 3.8
 // times as much as torch's where it is one chain, 1.1 times so; the product takes 1 % longer.
 constexpr int64_t kTerms = 256;
@@ -134,8 +135,8 @@ void as_operands(int64_t count, int64_t k, const E* const* rows, bool in_pairs, 
 // all where they start from memory. With `Pairs` the same sums are made of what pack_pairs packed; where there are dot
 // products, `a` points to bfloat16 then.
 template <int M, int NV, bool Pairs, class S>
-void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init, int64_t init_stride, S* c,
-                   int64_t c_stride) {
+void multiply_tile(const S* const* a, int64_t k_count, const S* b, int64_t b_stride, const S* init, int64_t init_stride,
+                   S* c, int64_t c_stride) {
   using V = Vec<S>;
   const S* row[M];
 #pragma GCC unroll 8
@@ -157,7 +158,7 @@ void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init
     };
     int64_t end = least(k_count, k + kTerms);
 #pragma GCC unroll 2
-    for (; k < end; k += 1 + Pairs, b += NV * V::kLanes) {
+    for (; k < end; k += 1 + Pairs, b += b_stride) {
       V column[NV];
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::kLanes);
@@ -187,7 +188,7 @@ void multiply_tile(const S* const* a, int64_t k_count, const S* b, const S* init
 }
 
 template <class S>
-using MultiplyTile = void (*)(const S* const*, int64_t, const S*, const S*, int64_t, S*, int64_t);
+using MultiplyTile = void (*)(const S* const*, int64_t, const S*, int64_t, const S*, int64_t, S*, int64_t);
 
 template <int NV, bool Pairs, class S>
 constexpr MultiplyTile<S> kTiles[kTileRows] = {multiply_tile<1, NV, Pairs, S>, multiply_tile<2, NV, Pairs, S>,
@@ -204,17 +205,19 @@ FUSEDRNN_FN const MultiplyTile<S>* tiles_of(int64_t vectors) {
 }
 
 // c[m] = init[m] + a[m] B for any number of rows and the columns of one panel. An init_stride of 0 adds one bias to all
-// rows; init = c accumulates. Tiles are as even as can be: of 8 rows, 4 + 4 are faster than 6 + 2.
+// rows; init = c accumulates. Tiles are as even as can be: of 8 rows, 4 + 4 are faster than 6 + 2. With a b_stride the
+// panel is not packed, but columns of a matrix with rows of so many numbers, whole vectors all.
 template <class S>
 void multiply(int64_t rows, int64_t columns, const S* const* a, int64_t k, const S* panel, const S* init,
-              int64_t init_stride, S* c, int64_t c_stride, bool pairs = false) {
+              int64_t init_stride, S* c, int64_t c_stride, bool pairs = false, int64_t b_stride = 0) {
   int64_t vectors = padded<S>(columns) / Vec<S>::kLanes;
   const MultiplyTile<S>* tiles = tiles_of<false, S>(vectors);
+  if (!b_stride) b_stride = vectors * Vec<S>::kLanes;
   if constexpr (std::is_same_v<S, float>)
     if (pairs) tiles = tiles_of<true, S>(vectors);
   for (int64_t count = (rows + kTileRows - 1) / kTileRows; count > 0; --count) {
     int64_t size = count == 1 ? rows : (rows + count - 1) / count;  // of one row, a division would show
-    tiles[size - 1](a, k, panel, init, init_stride, c, c_stride);
+    tiles[size - 1](a, k, panel, b_stride, init, init_stride, c, c_stride);
     a += size, init += size * init_stride, c += size * c_stride, rows -= size;
   }
 }

@@ -4,6 +4,7 @@
 // and never holds the gate gradients of all steps.
 #pragma once
 
+#include "matrix.h"
 #include "steps.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
@@ -113,7 +114,7 @@ class Sums {
         h_before(dw.w_hh, room, s.projected),
         hidden(dw.w_hr, room, s.hidden),
         pairs(kDotProducts && G * s.hidden % 2 == 0),
-        packed_w_ih(g.dx ? G * s.hidden * padded<S>(s.input) >> pairs : 0),
+        w_ih_of_dx(g.dx ? p.weights[d].w_ih : nullptr, G * s.hidden, s.input, pairs, s.packed_rows),
         zeros(s.hidden + s.projected),
         zero_bias(kPanel<S>) {
     zero<T>(zeros, s.hidden + s.projected);
@@ -122,11 +123,8 @@ class Sums {
 
   // Some threads call this together: first all prepare(), then all add() the chunk.
   void prepare(int64_t member, int64_t members, const Steps& steps, bool first) const {
-    if (g.dx && first) {
-      int64_t begin = part(s.input, member, members, kPanel<S>), end = part(s.input, member + 1, members, kPanel<S>);
-      (pairs ? pack_pairs<T, S> : pack<T, S>)(p.weights[d].w_ih + begin, end - begin, s.input, G * s.hidden,
-                                              packed_w_ih + (begin * G * s.hidden >> pairs));
-    }
+    if (first)
+      w_ih_of_dx.pack(part(s.input, member, members, kPanel<S>), part(s.input, member + 1, members, kPanel<S>));
     Walk<T> walk{p, d, zeros};
     int64_t begin = part(steps.rows, member, members, 2), end = part(steps.rows, member + 1, members, 2);
     Buffer<Row> inputs(end - begin), states(end - begin), outputs(end - begin);
@@ -189,7 +187,7 @@ class Sums {
         const S* a[kBlockRows];
         for (int64_t b = 0; b < rows; ++b) own[b] = dgates + (begin + m + b) * Q * s.hidden;
         as_operands<E, S>(rows, K, own, pairs, wide, a);
-        multiply<S>(rows, columns, a, K, packed_w_ih + (n * K >> pairs), zero_bias, 0, tile, kPanel<S>, pairs);
+        w_ih_of_dx.multiply(rows, n, columns, 0, K, a, zero_bias, 0, tile, kPanel<S>);
         for (int64_t b = 0; b < rows; ++b) {
           T* to = g.dx + (steps.first_row + begin + m + b) * s.input + n;
           if (begun) add_row(tile + b * kPanel<S>, to, columns);
@@ -262,8 +260,8 @@ class Sums {
   Sum<T> w_ih, w_hh, w_hr;
   Buffer<S> bias;  // [Q, H]
   Rows<T> x, h_before, hidden;
-  bool pairs;             // is W_ih packed in pairs?
-  Buffer<S> packed_w_ih;  // packed matrix [I_, G*H]
+  bool pairs;  // does dx multiply pairs?
+  Matrix<T> w_ih_of_dx;
   Buffer<T> zeros;
   Buffer<S> zero_bias;
 };
