@@ -154,7 +154,7 @@ bool is_large(const Shape& s) {
 template <class Cell, class T, class F>
 void share_out(const ScanParams<T>& p, double flops, F&& f) {
   using S = Arithmetic<T>;
-  constexpr double kFlopsWorthAThread = 1e6, kFlopsWorthAMeeting = 1e5;
+  constexpr double kFlopsWorthAThread = 1e6, kFlopsWorthAMeeting = 3e4;
   const Shape& s = p.shape;
   double weights = static_cast<double>(Cell::kGates) * s.hidden * s.projected;
   int64_t wanted = flops < kFlopsWorthAThread ? 1 : max_threads(), groups = least(wanted, s.directions);
