@@ -24,14 +24,14 @@ class Matrix {
   // Columns begin .. end - 1. Whoever multiplies by some of a panel's packs these: panels begin where packing began.
   void pack(int64_t begin, int64_t end) const {
     if (!packs_) return;
-    S* to = packed_ + (begin * K_ >> pairs_);
+    S* to = packed_ + ((begin * K_) >> pairs_);
     (pairs_ ? pack_pairs<T, S> : fusedrnn::FUSEDRNN_ISA::pack<T, S>)(weight_ + begin, end - begin, N_, K_, to);
   }
 
   // c = init + a B for columns n .. n + columns - 1 of one panel and rows first .. first + k - 1 of B.
   void multiply(int64_t rows, int64_t n, int64_t columns, int64_t first, int64_t k, const S* const* a, const S* init,
                 int64_t init_stride, S* c, int64_t c_stride) const {
-    const S* panel = packed_ + (n * K_ + first * padded<S>(columns) >> pairs_);
+    const S* panel = packed_ + ((n * K_ + first * padded<S>(columns)) >> pairs_);
     if constexpr (std::is_same_v<T, S>)
       if (!packs_) panel = weight_ + first * N_ + n;
     FUSEDRNN_ISA::multiply<S>(rows, columns, a, k, panel, init, init_stride, c, c_stride, pairs_, packs_ ? 0 : N_);
