@@ -49,7 +49,7 @@ def scan(mode: str, c_sequence: bool, recompute: bool, args: Sequence[Tensor | N
 
 
 def set_gradients(gradients) -> None:
-    """Who makes the gradients of :func:`scan`: gradients(mode, args, weights, outputs, grads, wanted), with y, c of$
+    """Who makes the gradients of :func:`scan`: gradients(mode, args, weights, outputs, grads, wanted), with y, c of
     every step, saved and hidden as outputs.
     """
     if _C is not None:
@@ -118,13 +118,12 @@ def _rows_before(h0, x, batch_sizes, lengths, reset) -> tuple[Tensor, list[Tenso
 
     Places 0 .. R-1 are the states after those rows, the N behind them the initial and the last N the reset states.
     """
-    N = h0.size(1)
-    sizes = torch.full((x.size(0),), N) if batch_sizes is None else batch_sizes
+    N, device = h0.size(1), x.device
+    sizes = torch.full((x.size(0),), N, device=device) if batch_sizes is None else batch_sizes.to(device)
     T, R = sizes.numel(), x.numel() // x.size(-1)
     ends = sizes.cumsum(0)
-    t = torch.repeat_interleave(torch.arange(T), sizes, output_size=R)
-    n = torch.arange(R) - (ends - sizes)[t]
-    sizes, ends, t, n = (s.to(x.device) for s in (sizes, ends, t, n))
+    t = torch.repeat_interleave(torch.arange(T, device=device), sizes, output_size=R)
+    n = torch.arange(R, device=device) - (ends - sizes)[t]
     index = []
     for d in range(h0.size(0)):
         step = t + 1 if d else t - 1

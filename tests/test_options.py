@@ -253,6 +253,21 @@ def test_recompute_gives_the_same_bits_and_keeps_only_states(name):
 
 
 @every_module
+def test_tensors_decide_the_device_and_not_the_default(name):
+    rates = regularised(name, recurrent_dropout=0.4, zoneout_h=0.5)
+    for form, training in itertools.product(("lengths", "packed unsorted"), (False, True)):
+        module = make(name, num_layers=2, dropout=0.5, recompute=training, **rates).train(training)
+        case = Case(module, form, reset=True)
+        found = []
+        for default in (case.x.device, torch.device("meta")):
+            torch.manual_seed(3)
+            with default:
+                outputs = case.run()
+                found.append((outputs, case.gradients(outputs)))
+        assert_same(*found)
+
+
+@every_module
 def test_nothing_gets_across_a_reset(name):
     for bidirectional, bad in itertools.product((False, True), (float("nan"), float("inf"))):
         module = make(name, num_layers=2, bidirectional=bidirectional)
