@@ -81,9 +81,9 @@ struct Walk {
   }
 };
 
-// Some steps that follow each other, and their packed rows.
+// Some steps that follow each other, and how many rows take them.
 struct Steps {
-  int64_t begin, end, first_row, rows;
+  int64_t begin, end, rows;
 };
 
 // Calls f(first column, columns) for the panels of columns begin .. end, back and forth in turns: what is left of the

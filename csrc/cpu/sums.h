@@ -115,6 +115,7 @@ class Sums {
         hidden(dw.w_hr, room, s.hidden),
         pairs(kDotProducts && G * s.hidden % 2 == 0),
         w_ih_of_dx(g.dx ? p.weights[d].w_ih : nullptr, G * s.hidden, s.input, pairs, s.packed_rows),
+        places(room),
         zeros(s.hidden + s.projected),
         zero_bias(kPanel<S>) {
     zero<T>(zeros, s.hidden + s.projected);
@@ -128,13 +129,17 @@ class Sums {
     Walk<T> walk{p, d, zeros};
     int64_t begin = part(steps.rows, member, members, 2), end = part(steps.rows, member + 1, members, 2);
     Buffer<Row> inputs(end - begin), states(end - begin), outputs(end - begin);
-    for (int64_t t = steps.begin; t < steps.end; ++t)
-      for (int64_t n = 0, k = p.batch.offsets[t] - steps.first_row; n < walk.rows(t); ++n, ++k) {
-        if (k < begin || k >= end) continue;
+    for (int64_t t = steps.begin, k = -1; t < steps.end; ++t)
+      for (int64_t n = 0; n < walk.rows(t); ++n) {
         int64_t r = walk.row(t, n);
+        if (!walk.alive(t, n)) {
+          if (g.dx && member == 0) zero(g.dx + r * s.input, s.input);
+          continue;
+        }
+        if (++k < begin || k >= end) continue;
+        places[k] = r;
         inputs[k - begin] = {p.x + r * s.input, nullptr};
-        states[k - begin] = {walk.alive(t, n) ? walk.h_before(t, n) : zeros,
-                             p.h_mask ? p.h_mask + (d * s.rows + n) * s.projected : nullptr};
+        states[k - begin] = {walk.h_before(t, n), p.h_mask ? p.h_mask + (d * s.rows + n) * s.projected : nullptr};
         outputs[k - begin] = {p.hidden + (d * s.packed_rows + r) * s.hidden, nullptr};
       }
     x.put(begin, end, steps.rows, inputs);
@@ -146,8 +151,7 @@ class Sums {
   // other direction has been here.
   void add(int64_t member, int64_t members, const Steps& steps, const E* dgates, const E* dh_steps, bool first,
            bool last, bool begun) const {
-    if (g.dx)
-      add_dx(part(steps.rows, member, members, 1), part(steps.rows, member + 1, members, 1), steps, dgates, begun);
+    if (g.dx) add_dx(part(steps.rows, member, members, 1), part(steps.rows, member + 1, members, 1), dgates, begun);
     Buffer<S> columns(kBlockUnits * padded<S>(steps.rows));  // of dgates or dh_steps
     int64_t H = s.hidden, begin = part(H, member, members, V::kLanes), end = part(H, member + 1, members, V::kLanes);
     for (int q = 0; q < Q; ++q) {
@@ -178,7 +182,7 @@ class Sums {
   bool bias_wanted() const { return dw.b_ih || dw.b_hh; }
 
   // dx (+)= dgates W_ih
-  void add_dx(int64_t begin, int64_t end, const Steps& steps, const E* dgates, bool begun) const {
+  void add_dx(int64_t begin, int64_t end, const E* dgates, bool begun) const {
     int64_t K = G * s.hidden;
     Buffer<S> tile(kBlockRows * kPanel<S>), wide(kDotProducts && !pairs ? kBlockRows * padded<S>(K) : 0);
     for_panels<S>(0, s.input, false, [&](int64_t n, int64_t columns) {
@@ -189,7 +193,7 @@ class Sums {
         as_operands<E, S>(rows, K, own, pairs, wide, a);
         w_ih_of_dx.multiply(rows, n, columns, 0, K, a, zero_bias, 0, tile, kPanel<S>);
         for (int64_t b = 0; b < rows; ++b) {
-          T* to = g.dx + (steps.first_row + begin + m + b) * s.input + n;
+          T* to = g.dx + places[begin + m + b] * s.input + n;
           if (begun) add_row(tile + b * kPanel<S>, to, columns);
           narrow_row(to, tile + b * kPanel<S>, columns);
         }
@@ -262,6 +266,7 @@ class Sums {
   Rows<T> x, h_before, hidden;
   bool pairs;  // does dx multiply pairs?
   Matrix<T> w_ih_of_dx;
+  Buffer<int64_t> places;  // of a chunk's rows among all
   Buffer<T> zeros;
   Buffer<S> zero_bias;
 };
