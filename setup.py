@@ -22,7 +22,7 @@ import torch
 from setuptools import setup
 from torch.utils import cpp_extension
 
-BINDINGS = [f"csrc/bindings{part}.cpp" for part in ("", "_autograd", "_sums")]
+BINDINGS = [f"csrc/bindings{part}.cpp" for part in ("", "_autograd", "_memory", "_sums")]
 CPU_SOURCES = [*BINDINGS, *sorted(glob.glob("csrc/cpu/*.cpp"))]
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
 HEADERS = sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True))

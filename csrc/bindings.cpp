@@ -1,7 +1,6 @@
 // The border between torch and the kernels: check, allocate, fill ScanParams, call. No arithmetic.
 #include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <optional>
@@ -11,6 +10,7 @@
 
 #include "bindings_autograd.h"
 #include "bindings_cuda.h"
+#include "bindings_memory.h"
 #include "bindings_sums.h"
 #include "dispatch.h"
 #include "scan.h"
@@ -123,7 +123,7 @@ class Layer {
     return t.defined() ? static_cast<T*>(t.data_ptr()) : nullptr;
   }
 
-  Tensor empty(at::IntArrayRef size) const { return at::empty(size, options); }
+  Tensor empty(at::IntArrayRef size) const { return fusedrnn::empty(size, options); }
 
   // The size of a state [D, N, width], or [N, width] of one step.
   Size state(int64_t width) const {

@@ -175,7 +175,7 @@ RULES = [
     ),
     Rule(
         "torch stops at the bindings and the seam to its thread pool",
-        r"csrc/(?!bindings(_autograd|_cuda|_sums)?\.|cpu/parallel\.cpp).*",
+        r"csrc/(?!bindings(_autograd|_cuda|_memory|_sums)?\.|cpu/parallel\.cpp).*",
         never(r"#\s*include\s*" + TORCH + r"|\b(at|torch|c10)::"),
         ("csrc/cuda/plan.h", "int plan(const at::Tensor& x);"),
     ),

@@ -1,0 +1,86 @@
+"""Large tensors get the memory of those that are gone: never of one in use, and not all of it is kept for them."""
+
+import itertools
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from tolerances import assert_same
+
+import fusedrnn
+
+T, N, H = 64, 128, 64  # an output of 2 MiB
+STATM = Path("/proc/self/statm")
+
+
+def resident():
+    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@torch.no_grad()
+def output(module, steps=T):
+    return module(torch.ones(steps, N, 1))[0]
+
+
+@pytest.fixture
+def module():
+    return fusedrnn.FusedRNN(1, H)
+
+
+def test_a_tensor_gets_the_memory_of_one_that_is_gone(module):
+    for steps in (T, T - 1, T // 2):  # up to half of it may be left over
+        gone = output(module, T)
+        place = gone.data_ptr()
+        del gone
+        assert output(module, steps).data_ptr() == place
+    gone = output(module, T)
+    assert output(module, T).data_ptr() != gone.data_ptr()
+
+
+def test_tensors_in_use_share_nothing(module):
+    lstm, kept = fusedrnn.FusedLSTM(1, H), []
+    for k in range(12):
+        y, state = lstm(torch.randn(T, N, 1))
+        kept += [output(module, T // (1 + k % 3)), y, *torch.autograd.grad(y.sum(), list(lstm.parameters()))]
+        if k % 3 == 1:
+            del kept[::2]
+    places = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in kept)
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(places))
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="the system does not say how much memory is in use")
+def test_no_more_than_256_mib_are_kept(module):
+    outputs = [output(module, 16 * T) for _ in range(12)]
+    before = resident()
+    assert sum(y.nbytes for y in outputs) == 384 * 2**20
+    del outputs
+    assert before - resident() > 100 * 2**20
+
+
+def test_an_output_is_a_tensor_as_any_other(module, tmp_path):
+    y = output(module)
+    expected = y.numpy().copy()
+    torch.save(y, tmp_path / "y.pt")
+    shared = output(module).share_memory_()
+    grown = output(module).resize_(2 * T, N, H)[:T]
+    for copy in (pickle.loads(pickle.dumps(y)), torch.load(tmp_path / "y.pt"), shared, grown, y.clone()):
+        assert_same(copy, torch.from_numpy(expected))
+
+
+def test_a_forked_process_has_memory_of_its_own(module):
+    torch.set_num_threads(1)  # OpenMP's threads do not follow into a fork
+    y = output(module)
+    expected = y.clone()
+    del y
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=lambda: queue.put(output(module).mul_(2).sum().item()))
+    child.start()
+    doubled = queue.get()
+    child.join()
+    assert child.exitcode == 0
+    assert doubled == expected.mul(2).sum().item()
+    assert torch.equal(output(module), expected)
