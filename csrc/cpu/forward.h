@@ -12,7 +12,7 @@ class Forward {
   using S = Arithmetic<T>;
   using V = Vec<S>;
   static constexpr int G = Cell::kGates, A = Cell::kSaved;
-  static constexpr int64_t kChunkRows = 192;            // rows the input projection is made for at a time, at least
+  static constexpr int64_t kChunkRows = 96;             // rows the input projection is made for at a time, at least
   static constexpr int64_t kBlockRows = 4 * kTileRows;  // rows whose gates are kept in L1 at a time
   static constexpr bool kIsBfloat16 = std::is_same_v<T, bfloat16> && std::endian::native == std::endian::little;
   static constexpr bool kHasCell = Cell::kStates == 2;
