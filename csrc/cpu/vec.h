@@ -162,6 +162,13 @@ struct Vec {
     return where(Vec(max) <= x, Vec(max), where(x <= Vec(-max), Vec(-max), x));
   }
 
+  // What is used several times stays in a register: GCC may read it from memory for each use.
+  FUSEDRNN_FN static void keep(Vec& x) {
+#ifdef __x86_64__
+    asm("" : "+v"(x.v));
+#endif
+  }
+
   // 2^n, of n added to kRound.
   FUSEDRNN_FN static Vec power_of_two(Vec shifted) {
     Bits exponent = (Bits)shifted.v << ExpConstants<S>::kMantissa;
