@@ -1,6 +1,6 @@
 """Draws recorded results: how many times faster than each peer, and how near to the machine's GEMM peak.
 
-    python benchmarks/plot.py benchmarks/results/xeon.json --out benchmarks/results
+    python benchmarks/plot.py benchmarks/results/epyc.json --out benchmarks/results
 
 writes speedup.png (the grid), practice.png (all other shapes) and peak.png.
 """
