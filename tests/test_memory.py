@@ -31,13 +31,14 @@ def module():
 
 
 def test_a_tensor_gets_the_memory_of_one_that_is_gone(module):
-    for steps in (T, T - 1, T // 2):  # up to half of it may be left over
-        gone = output(module, T)
+    large = 50 * T  # 100 MiB: no other test leaves so much
+    for steps in (large, large - 1, large // 2):  # up to half of it may be left over
+        gone = output(module, large)
         place = gone.data_ptr()
         del gone
         assert output(module, steps).data_ptr() == place
-    gone = output(module, T)
-    assert output(module, T).data_ptr() != gone.data_ptr()
+    gone = output(module, large)
+    assert output(module, large).data_ptr() != gone.data_ptr()
 
 
 def test_tensors_in_use_share_nothing(module):
