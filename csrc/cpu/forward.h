@@ -205,13 +205,14 @@ class Forward {
     }
     for_panels<S>(share.unit, share.unit_end, t % 2, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
+        for (int64_t b = 0; b < block_rows; ++b) expect_stores(output(d, rows[m + b]) + j, columns);
         for (int g = 0; g < G; ++g)
           multiply_by(p.weights[d].w_hh, w_hh, pairs, b_hh, d, j, g, columns, block_rows, s.projected, a + m,
                       gates_r + g * kPanel<S>, G * kPanel<S>);
         for (int64_t b = 0; b < block_rows; ++b) {
           const Row& row = rows[m + b];
-          T* out = projects ? hidden_row(d, row) : p.y + (row.index * s.directions + d) * s.projected;
-          activate(share, row, j, columns, h[m + b], gates_r + b * G * kPanel<S>, c + (d * s.rows + row.n) * H_, out);
+          activate(share, row, j, columns, h[m + b], gates_r + b * G * kPanel<S>, c + (d * s.rows + row.n) * H_,
+                   output(d, row));
         }
       });
     });
@@ -258,6 +259,10 @@ class Forward {
     if (v < columns) units(V(), v);
   }
 
+  // Where the cell's h goes: y, or what is projected to y.
+  T* output(int d, const Row& row) {
+    return projects ? hidden_row(d, row) : p.y + (row.index * s.directions + d) * s.projected;
+  }
   T* hidden_row(int d, const Row& row) {
     return p.hidden ? p.hidden + (d * s.packed_rows + row.index) * s.hidden : hidden + (d * s.rows + row.n) * s.hidden;
   }

@@ -211,15 +211,21 @@ class Sums {
       if (rows == 1) return;
     }
     for (int64_t m = 0; m < units; m += V::kLanes) {
-      auto load = [&](int64_t k) { return k < rows ? V::load(from + k * stride + m, units - m) : V(0); };
+      auto whole = [&](int64_t k) { return V::load(from + k * stride + m); };
+      auto partly = [&](int64_t k) { return k < rows ? V::load(from + k * stride + m, units - m) : V(0); };
       for (int64_t k = 0; k < rows; k += kStep * V::kLanes) {
-        V block[V::kLanes];
-        for (int i = 0; i < V::kLanes; ++i) {
-          block[i] = load(k + kStep * i);
-          if constexpr (kDotProducts) block[i] = pairs_of(block[i], load(k + 2 * i + 1));
-        }
-        exchange<1>(block);
-        for (int i = 0; i < V::kLanes && m + i < units; ++i) block[i].store(columns + (m + i) * length + k / kStep);
+        auto transpose = [&](auto&& load) {
+          transpose_block(
+              [&](int i) {
+                if constexpr (kDotProducts) return pairs_of(load(k + 2 * i), load(k + 2 * i + 1));
+                return load(k + i);
+              },
+              units - m, columns + m * length + k / kStep, length);
+        };
+        if (m + V::kLanes <= units && k + kStep * V::kLanes <= rows)
+          transpose(whole);
+        else
+          transpose(partly);
       }
     }
   }
