@@ -20,8 +20,9 @@ template <class T, class S>
 FUSEDRNN_FN void widen_row(S* to, const T* from, int64_t count) {
   for (int64_t j = 0; j < count; j += Vec<S>::kLanes) Vec<S>::load(from + j, count - j).store(to + j);
 }
-// These lines come to the cache while something else is computed: stores wait for theirs, one after another (LSTM, T=96,
-// N=32, I=64, H=256: forward takes 0.96 of its time when y's come while the gates are multiplied; T=100, H=512: 0.98).
+// These lines come to the cache while something else is computed: stores wait for theirs, one after another (LSTM,
+// T=96, N=32, I=64, H=256: forward takes 0.96 of its time when y's come while the gates are multiplied; T=100, H=512:
+// 0.98).
 template <class E>
 FUSEDRNN_FN void expect_stores(const E* p, int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(E);
