@@ -57,12 +57,21 @@ class Shape:
         order = torch.randperm(self.N, generator=torch.Generator().manual_seed(0))
         return torch.linspace(10, self.T, self.N).round().long()[order]
 
+    @property
+    def rows(self) -> int:
+        """R: those of all steps."""
+        return int(self.lengths().sum())
+
+    @property
+    def recurrent_weights(self) -> int:
+        """How many numbers every step of one direction of one layer is multiplied by."""
+        return self.gates * self.H * (self.proj or self.H) + self.H * self.proj
+
     def flops(self, call: str) -> float:
         """Of the GEMMs, which is nearly all; backward has two for each one of forward."""
-        R, D, H, P = int(self.lengths().sum()), self.directions, self.H, self.proj or self.H
-        inputs = [self.I] + [D * P] * (self.layers - 1)
-        forward = sum(2 * R * D * (self.gates * H * (I + P) + H * self.proj) for I in inputs)
-        return forward * (3 if call == "training" else 1)
+        inputs = [self.I] + [self.directions * (self.proj or self.H)] * (self.layers - 1)
+        weights = sum(self.gates * self.H * I + self.recurrent_weights for I in inputs)
+        return 2 * self.rows * self.directions * weights * (3 if call == "training" else 1)
 
 
 CALLS = ("forward", "training")  # no gradient; forward and backward, with respect to input and parameters

@@ -230,23 +230,30 @@ class Sums {
     }
   }
 
-  // In many short chains of additions, which err less than a long one.
+  // The sums of some columns. In many short chains of additions, which err less than a long one.
   void add_bias(int64_t unit, int64_t units, int64_t rows, const S* const* a, bool first) const {
     constexpr int kChains = 4;
     int64_t in_lanes = kDotProducts ? (rows + 1) / 2 : rows;
-    for (int64_t m = 0; m < units; ++m) {
+    auto sum_of = [&](const S* column) {
       V chain[kChains] = {V(0), V(0), V(0), V(0)};
       for (int64_t k = 0; k < in_lanes; k += V::kLanes) {
-        V value = V::load(a[m] + k, in_lanes - k);
+        V value = V::load(column + k, in_lanes - k);
         if constexpr (kDotProducts) value = even_of_pairs(value) + odd_of_pairs(value);
         V& sum = chain[k / V::kLanes % kChains];
         sum = sum + value;
       }
-      S each[V::kLanes];
-      ((chain[0] + chain[1]) + (chain[2] + chain[3])).store(each);
-      for (int count = V::kLanes / 2; count; count /= 2)
-        for (int i = 0; i < count; ++i) each[i] += each[i + count];
-      bias[unit + m] = first ? each[0] : bias[unit + m] + each[0];
+      return (chain[0] + chain[1]) + (chain[2] + chain[3]);
+    };
+    for (int64_t m = 0; m < units; m += V::kLanes) {
+      V each[V::kLanes], sum;
+      if (rows == 1 && !kDotProducts) {
+        sum = V::load(a[m], units - m);  // they lie side by side
+      } else {
+        for (int i = 0; i < V::kLanes; ++i) each[i] = m + i < units ? sum_of(a[m + i]) : V(0);
+        sum = sum_lanes<V::kLanes / 2>(each);
+      }
+      S* to = bias + unit + m;
+      (first ? sum : V::load(to, units - m) + sum).store(to, units - m);
     }
   }
 

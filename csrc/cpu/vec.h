@@ -228,6 +228,11 @@ template <class T>
 FUSEDRNN_FN void Vec<S>::store(T* p) const {
   if constexpr (std::is_same_v<T, S>) {
     std::memcpy(p, &v, sizeof v);
+#ifdef FUSEDRNN_DOT_PRODUCTS
+  } else if constexpr (std::is_same_v<T, bfloat16>) {  // numbers below the least normal one become zero
+    __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+    std::memcpy(p, &half, sizeof half);
+#endif
   } else if constexpr (std::is_same_v<T, bfloat16>) {
     using Unsigned = typename Register<S>::Unsigned;
     using Half = typename Register<S>::Half;
