@@ -1,7 +1,8 @@
 """Times fusedrnn on named shapes beside torch.nn, a Python loop, ONNX Runtime and OpenVINO, in turns, in one process.
 
 Before anything is timed its results are compared with float64; a disagreement ends the run. The last thing printed is
-the table of what was promised, beside what was measured; ! marks what falls short.
+the table of what was promised, beside what was measured; ! marks what falls short, ^ what no program could do on this
+processor. (roof.py; one step has no roof: what takes time there is the call.)
 
     python benchmarks/bench.py                     everything, under 10 minutes on two cores
     python benchmarks/bench.py --quick             a part of it, under a minute
@@ -25,6 +26,7 @@ from pathlib import Path
 import measure
 import memory
 import report
+import roof
 import torch
 from peers import INFERENCE, PEERS, Work, contender, error, installed, tensors
 from shapes import CALLS, SHAPES, Shape
@@ -96,6 +98,7 @@ class Timed:
             samples = measure.alternate(found | products, seconds)
         peak = measure.peak_in(samples) if products else measure.gemm_peak(self.shape.dtype, threads)
         result = {"gflop": self.shape.flops(call) / 1e9, "peak": peak}
+        result["roof"] = roof.milliseconds(self.shape, call, threads, 1e9 * peak)
         return result | {"contenders": {who: self.judged(who, samples, errors[who]) for who in found}}
 
     def exact_of(self, call: str) -> list[torch.Tensor]:

@@ -28,7 +28,7 @@ def wall_clock(call: Callable, count: int) -> float:
 
 
 def alternate(
-    contenders: dict[str, Callable], seconds: float, clock=wall_clock, least: int = 3, most: int = 200
+    contenders: dict[str, Callable], seconds: float, clock=wall_clock, least: int = 5, most: int = 200
 ) -> dict[str, list[float]]:
     """Seconds a call of each contender, one sample a round; the order changes from round to round.
 

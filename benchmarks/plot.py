@@ -104,13 +104,16 @@ def peak(results: list[dict], where: str):
         for x, result in placed:
             shares = {who: gflops_of(result, who) / result["peak"] for who in ("torch", "fusedrnn")}
             axes.plot([x, x], list(shares.values()), color="grey", lw=1.5, zorder=1)
+            if result.get("roof"):
+                roof = result["gflop"] / result["roof"] * 1e3 / result["peak"]
+                axes.scatter(x, roof, s=120, color="black", marker="_", lw=1, zorder=2)
             for who, share in shares.items():
                 axes.scatter(x, share, s=32, color=COLOURS[who], zorder=2)
         axes.axhline(1, color="black", lw=1)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
 
-    title = "Share of this machine's torch.mm peak in the same dtype and with the same threads, I = H"
+    title = "Share of this machine's torch.mm peak in the same dtype and with the same threads, I = H; _ is the roof"
     figure = grid_panels(results, dots, f"{title}\n{where}")
     legend(figure, ["fusedrnn", "torch"])
     return figure

@@ -2,13 +2,14 @@
 
 A result is {name, call, threads, shape, gflop, peak, contenders: {who: {ms, error, speedup}}}: ms is [lower quartile,
 median, upper quartile], speedup the same of (their time / ours) within each round, error against float64, peak the
-GFLOP/s of this machine's matrix product, of a shape that nears it in the same rounds. The other sections have one
-number for each {name, call, threads, shape, who}.
+GFLOP/s of this machine's matrix product, of a shape that nears it in the same rounds, roof the milliseconds below which
+this processor cannot go, or None. The other sections have one number for each {name, call, threads, shape, who}.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
@@ -123,6 +124,18 @@ def share(result: dict) -> float:
     return gflops_of(result) / result["peak"]
 
 
+def at_the_roof(result: dict) -> dict:
+    """The result of a fusedrnn that is as fast as this processor can be. Without a roof, what was measured."""
+    if result.get("roof") is None:
+        return result
+    found = dict(result["contenders"])
+    factor = found["fusedrnn"]["ms"][1] / result["roof"]
+    found["fusedrnn"] = found["fusedrnn"] | {"ms": [result["roof"]] * 3}
+    for who in found.keys() - {"fusedrnn"}:
+        found[who] = found[who] | {"speedup": [factor * ratio for ratio in found[who]["speedup"]]}
+    return result | {"contenders": found}
+
+
 def error_ratio(result: dict) -> float:
     """Our error over torch.nn's. One of less than two roundings counts as two: what is nearly exact gives no ratio."""
     least = 2 * torch.finfo(getattr(torch, result["shape"]["dtype"])).eps
@@ -146,6 +159,14 @@ class Floor:
     value: Callable[[dict], float] = speedup
     at_most: bool = False
     section: str = "results"
+
+    def falls_short(self, value: float, of_mean: bool = False) -> bool:
+        limit = self.mean if of_mean else self.each
+        return limit is not None and (value > limit if self.at_most else value < limit)
+
+    def judged(self, value: float, roof: float, of_mean: bool = False) -> str:
+        mark = ("^" if self.falls_short(roof, of_mean) else "!") if self.falls_short(value, of_mean) else ""
+        return f"{mark}{value:.2f}"
 
 
 def where(call=None, grid=None, **fields) -> Callable[[dict], bool]:
@@ -223,37 +244,38 @@ FLOORS = list(_floors())
 
 
 def summary(run: dict) -> str:
-    """The table of floors, each beside what was measured; ! marks what falls short, and where it is worst."""
+    """The table of floors, each beside what was measured, and what would have been at the roof: there, the mean of
+    several. ! marks what falls short, ^ where the roof falls short too; the last column says where it is worst.
+    """
     threads = sorted({r["threads"] for section in SECTIONS for r in run[section]})
-    head = f"{'':<48}{'floor':^14}" + "".join(f"{f'{n} thread' + 's' * (n > 1):^17}" for n in threads)
-    rows = [head, f"{'':<48}{'each':>7}{'mean':>7}" + f"{'worst':>9}{'mean':>8}" * len(threads)]
+    head = f"{'':<48}{'floor':^14}" + "".join(f"{f'{n} thread' + 's' * (n > 1):>20}{'':4}" for n in threads)
+    rows = [head, f"{'':<48}{'each':>7}{'mean':>7}" + f"{'worst':>9}{'mean':>8}{'roof':>7}" * len(threads)]
     for floor in FLOORS:
-        columns, found, short = "", False, ""
+        columns, found, where_worst = "", False, ""
         for n in threads:
-            values = {r["name"]: floor.value(r) for r in run[floor.section] if r["threads"] == n and floor.select(r)}
-            if not values:
-                columns += f"{'':17}"
+            chosen = {r["name"]: r for r in run[floor.section] if r["threads"] == n and floor.select(r)}
+            if not chosen:
+                columns += f"{'':24}"
                 continue
             found = True
-            worst = (max if floor.at_most else min)(values, key=values.get)
-            columns += f"{_judged(values[worst], floor.each, floor.at_most):>9}"
-            mean = statistics.geometric_mean(values.values())
-            columns += f"{_judged(mean, floor.mean, floor.at_most):>8}" if len(values) > 1 else f"{'':8}"
-            if len(values) > 1 and falls_short(values[worst], floor.each, floor.at_most):
-                short = f"  {worst}"
+            values = {name: floor.value(r) for name, r in chosen.items()}
+            roofs = dict.fromkeys(values, math.nan)
+            if any(r.get("roof") for r in chosen.values()) and not floor.at_most:
+                roofs = {name: floor.value(at_the_roof(r)) for name, r in chosen.items()}
+            short = [name for name in values if floor.falls_short(values[name])]
+            allowed = [name for name in short if not floor.falls_short(roofs[name])]  # what the roof allows comes first
+            worst = (max if floor.at_most else min)(allowed or values, key=values.get)
+            mean, roof = (statistics.geometric_mean(v.values()) if len(v) > 1 else v[worst] for v in (values, roofs))
+            columns += f"{floor.judged(values[worst], roofs[worst]):>9}"
+            columns += f"{floor.judged(mean, roof, of_mean=True) if len(values) > 1 else '':>8}"
+            columns += f"{'' if math.isnan(roof) else f'{roof:.2f}':>7}"
+            if len(values) > 1 and short:
+                where_worst = f"  {worst}"
         if found:
             sign = "<=" if floor.at_most else ""
             wanted = [sign + f"{limit:.2f}" if limit is not None else "" for limit in (floor.each, floor.mean)]
-            rows.append(f"{floor.work:<48}{wanted[0]:>7}{wanted[1]:>7}{columns}{short}".rstrip())
+            rows.append(f"{floor.work:<48}{wanted[0]:>7}{wanted[1]:>7}{columns}{where_worst}".rstrip())
     return "\n".join(rows)
-
-
-def falls_short(value: float, limit: float | None, at_most: bool) -> bool:
-    return limit is not None and (value > limit if at_most else value < limit)
-
-
-def _judged(value: float, limit: float | None, at_most: bool) -> str:
-    return f"{'!' if falls_short(value, limit, at_most) else ''}{value:.2f}"
 
 
 def compare(new: dict, old: dict) -> list[str]:

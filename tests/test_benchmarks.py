@@ -12,6 +12,7 @@ import bench
 import measure
 import pytest
 import report
+import roof
 import torch
 from peers import PEERS, Work, contender, error, installed, tensors
 from shapes import CALLS, SHAPES, Shape
@@ -169,6 +170,48 @@ def test_the_summary_marks_what_falls_short():
     assert row.split()[-5:] == ["1.00", "1.35", "!0.90", "!1.16", lstm.name]
     (row,) = [r for r in text.splitlines() if "best of all peers" in r]  # one step is not asked for here
     assert row.split()[-2:] == ["1.00", "!0.90"]
+
+
+def test_the_summary_tells_what_no_program_could_do():
+    """Of three that fall short, the roof forbids one; shown is the worst of the others. A mean is judged by that of the
+    roofs, in which one step counts as measured."""
+    one_step, allowed, forbidden, also = (s for s in SHAPES[:4])
+    results = [
+        result(6.0, one_step) | {"roof": None},
+        result(0.9, allowed) | {"roof": 0.5},
+        result(0.8, forbidden) | {"roof": 0.9},
+        result(0.95, also) | {"roof": 0.5},
+    ]
+    (row,) = [r for r in report.summary(run(*results)).splitlines() if r.startswith("LSTM fp32 forward, grid")]
+    roof = (6.0 * 1.8 * (0.8 / 0.9) * 1.9) ** 0.25
+    assert row.split()[-4:] == ["!0.90", "1.42", f"{roof:.2f}", allowed.name]
+    (row,) = [r for r in report.summary(run(results[2])).splitlines() if r.startswith("LSTM fp32 forward, grid")]
+    assert row.split()[-2:] == ["^0.80", "0.89"]
+    assert report.at_the_roof(results[1])["contenders"]["fusedrnn"]["ms"] == [0.5] * 3
+    assert report.best_peer(report.at_the_roof(result(2.0, openvino=1.5) | {"roof": 0.25})) == 6.0
+
+
+def test_the_roof_multiplies_and_reads_at_the_pace_of_the_loops(monkeypatch):
+    monkeypatch.setattr(roof, "loops", lambda: "compiled")
+    monkeypatch.setattr(roof, "operations", lambda dtype, threads: {"float32": 1e9, "bfloat16": 2e9}[dtype] * threads)
+    monkeypatch.setattr(roof, "reads", lambda size, threads: 1e9 * threads)
+    many, row = Shape("LSTM", 50, 64, 128, 128, ""), Shape("GRU", 50, 1, 16, 32, "", layers=2, directions=2)
+    assert roof.milliseconds(many, "forward", 2, 0) == pytest.approx(1e3 * many.flops("forward") / 2e9)
+    assert roof.milliseconds(many, "forward", 2, 8e9) == pytest.approx(1e3 * many.flops("forward") / 8e9)
+    # of one row, reading W_hh takes longer than to multiply by it: 4 bytes for 2 operations
+    weights, passes = 2 * 3 * 32 * 32, 2 * 2
+    seconds = passes * 50 * weights * 4 / 1e9 + (row.flops("training") - passes * 50 * weights * 2) / 1e9
+    assert roof.milliseconds(row, "training", 1, 0) == pytest.approx(1e3 * seconds)
+    half = dataclasses.replace(row, dtype="bfloat16")
+    assert roof.milliseconds(half, "training", 1, 0) == pytest.approx(1e3 * seconds / 2)
+    assert roof.milliseconds(dataclasses.replace(row, T=1), "forward", 1, 0) is None
+
+
+@pytest.mark.skipif(roof.loops() is None, reason="no compiler is at hand")
+def test_the_loops_of_the_roof_run(monkeypatch):
+    monkeypatch.setattr(roof, "SECONDS", 1e-3)
+    for rate in (roof.operations.__wrapped__("bfloat16", 2), roof.reads.__wrapped__(1 << 16, 1)):
+        assert 1e8 < rate < 1e14
 
 
 def test_every_floor_is_about_a_shape_that_is_timed():
