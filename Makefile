@@ -51,7 +51,7 @@ bench: build .venv/.bench ## time named shapes against torch.nn and others (ARGS
 lint: .venv/.lint ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(CUDA_ON_CPU)
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(CUDA_ON_CPU) benchmarks/roof.cpp
 
 asan: build ## the tests of scan under AddressSanitizer and UBSan, in build/asan
 	$(call copy_to,$(ASAN))

@@ -1,8 +1,8 @@
 """Times fusedrnn on named shapes beside torch.nn, a Python loop, ONNX Runtime and OpenVINO, in turns, in one process.
 
 Before anything is timed its results are compared with float64; a disagreement ends the run. The last thing printed is
-the table of what was promised, beside what was measured; ! marks what falls short, ^ what no program could do on this
-processor. (roof.py; one step has no roof: what takes time there is the call.)
+the table of what was promised, beside what was measured; ! marks what falls short, ^ what would fall short even at the
+roof of this processor (roof.py; one step has none, as the call takes most of its time: means have it as measured).
 
     python benchmarks/bench.py                     everything, under 10 minutes on two cores
     python benchmarks/bench.py --quick             a part of it, under a minute

@@ -244,8 +244,10 @@ FLOORS = list(_floors())
 
 
 def summary(run: dict) -> str:
-    """The table of floors, each beside what was measured, and what would have been at the roof: there, the mean of
-    several. ! marks what falls short, ^ where the roof falls short too; the last column says where it is worst.
+    """The table of floors, each beside what was measured. Roof is what it would be at the roof: of several, the mean.
+
+    ! marks what falls short, ^ where the roof falls short too. Worst is the worst of all, or of those that fall short
+    although the roof allows more; the last column names it, for the most threads.
     """
     threads = sorted({r["threads"] for section in SECTIONS for r in run[section]})
     head = f"{'':<48}{'floor':^14}" + "".join(f"{f'{n} thread' + 's' * (n > 1):>20}{'':4}" for n in threads)
@@ -253,7 +255,7 @@ def summary(run: dict) -> str:
     for floor in FLOORS:
         columns, found, where_worst = "", False, ""
         for n in threads:
-            chosen = {r["name"]: r for r in run[floor.section] if r["threads"] == n and floor.select(r)}
+            chosen = {key(r): r for r in run[floor.section] if r["threads"] == n and floor.select(r)}
             if not chosen:
                 columns += f"{'':24}"
                 continue
@@ -270,7 +272,7 @@ def summary(run: dict) -> str:
             columns += f"{floor.judged(mean, roof, of_mean=True) if len(values) > 1 else '':>8}"
             columns += f"{'' if math.isnan(roof) else f'{roof:.2f}':>7}"
             if len(values) > 1 and short:
-                where_worst = f"  {worst}"
+                where_worst = f"  {chosen[worst]['name']}"
         if found:
             sign = "<=" if floor.at_most else ""
             wanted = [sign + f"{limit:.2f}" if limit is not None else "" for limit in (floor.each, floor.mean)]

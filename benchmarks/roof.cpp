@@ -48,22 +48,24 @@ double best(double seconds, F&& sample) {
   return rate;
 }
 
-// As many sums side by side as the register tile has, in operations of two for each lane, or four.
+// As many sums side by side as the register tile has, in operations of two for each lane, or four. The compiler is not
+// to know what is multiplied, nor that any two sums are the same.
 template <class S, bool Pairs>
 double multiply_add(double seconds) {
   using V = Vec<S>;
   constexpr int kSums = kTileRows * kPanelVectors, kTurns = 1 << 14;
   return best(seconds, [] {
-    V sum[kSums], a(S(1)), b(S(1));
+    volatile S one = 1;
+    V sum[kSums], a(one), b(one);
 #pragma GCC unroll 32
-    for (int i = 0; i < kSums; ++i) sum[i] = V(S(0));
+    for (int i = 0; i < kSums; ++i) sum[i] = V(S(i));
     for (int turn = 0; turn < kTurns; ++turn)
 #pragma GCC unroll 32
       for (int i = 0; i < kSums; ++i) {
         if constexpr (Pairs)
           sum[i] = add_dot(sum[i], a, b);
         else
-          sum[i] = sum[i] + a * b;
+          sum[i] = sum[i] * a + b;
         V::keep(sum[i]);
       }
     use(sum);

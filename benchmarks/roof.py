@@ -27,7 +27,7 @@ LOOPS = {"float32": "floats", "float16": "floats", "float64": "doubles", "bfloat
 
 @functools.cache
 def loops() -> ctypes.CDLL | None:
-    """The compiled loops, or None without a compiler."""
+    """The compiled loops, or None where the compiler is missing or does not take them."""
     csrc = ROOT.parent / "csrc"
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "roof.so"
@@ -44,7 +44,7 @@ def loops() -> ctypes.CDLL | None:
 
 
 def on_all(threads: int, loop: Callable[[], float]) -> float:
-    """The sum of what the loop reaches on so many threads at a time."""
+    """The sum of the best that each of so many threads reaches in the loop, all at a time."""
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(lambda _: loop(), range(threads)))
 
@@ -65,7 +65,7 @@ def reads(size: int, threads: int) -> float:
 
 
 def milliseconds(shape: Shape, call: str, threads: int, peak: float) -> float | None:
-    """The least time; None for one step, most of which is the call, and without a compiler.
+    """The least time; None for one step, most of which is the call, and without the loops.
 
     Args:
         peak: operations a second that torch.mm was seen to reach: it may know instructions that the loops do not.
@@ -76,6 +76,7 @@ def milliseconds(shape: Shape, call: str, threads: int, peak: float) -> float | 
     width = torch.finfo(getattr(torch, shape.dtype)).bits // 8
     passes = shape.layers * (2 if call == "training" else 1)  # the backward pass walks through the steps, too
     weights = shape.directions * shape.recurrent_weights
-    step = shape.T * weights * width / reads(weights * width, threads)
+    at_a_time = min(shape.directions, threads) * shape.recurrent_weights
+    step = shape.T * weights * width / reads(at_a_time * width, threads)
     multiplied = shape.rows * weights * 2 / rate
     return 1e3 * (passes * max(step, multiplied) + shape.flops(call) / rate - passes * multiplied)

@@ -63,7 +63,8 @@ def test_outputs_and_gradients_equal_the_reference(mode, dtype):
             assert (a - b).abs().max() <= TOLERANCE[dtype] * b.abs().max() + 1e-30
 
 
-# Two threads split the rows of the first four layers and the units of the others (csrc/README.md says when).
+# Two threads split the rows of the first four layers and the units of the others (csrc/README.md says when). One has
+# more rows than its input is projected for at a time.
 SHARED = {
     "rows": dict(D=1, T=5, N=33, H=70),
     "rows of unequal length": dict(D=1, N=40, H=70, packed=[40, 40, 11, 2, 2, 1]),
@@ -71,13 +72,13 @@ SHARED = {
         D=1, T=5, N=7, H=150, lengths=[0, 5, 3, 2, 1, 5, 4], reset=True, reset_state=True
     ),
     "directions": dict(D=2, T=5, N=9, H=70),
-    "units of one row": dict(D=1, T=20, N=1, H=301),
-    "units of a large layer": dict(D=1, T=4, N=33, H=600),
+    "units of one row": dict(D=1, T=20, N=1, I=21, H=301),
+    "units of a large layer": dict(D=1, T=7, N=33, H=600),
     "units of rows that end and restart": dict(
         D=1, T=4, N=4, H=600, lengths=[0, 4, 3, 4], reset=True, reset_state=True
     ),
     "units of packed rows": dict(D=1, N=7, H=600, packed=[7, 5, 5, 1]),
-    "units and columns of a projection": dict(D=1, T=9, N=1, H=600, P=100, reset=True),
+    "units and columns of a projection": dict(D=1, T=20, N=1, H=600, P=100, reset=True),
 }
 
 

@@ -60,9 +60,10 @@ class Forward {
   // 3, 1.1 for 6; H=128: 1.1 for N=1, but 0.93 for 3).
   bool few_rows() const { return s.rows == 1 || (s.rows <= kTileRows && is_large<Cell, S>(s)); }
 
+  // A second chunk would have fewer rows than are worth one.
   bool is_one_chunk() const { return s.packed_rows < 2 * kChunkRows; }
-  // What meets W_ih once has each panel packed just before, and the next one in its place: none goes to memory (LSTM,
-  // T=100, N=1, H=512: forward takes 0.96 of its time). Unless rows are split, and every thread needs all panels.
+  // Where W_ih is used once, each panel is packed just before its use, all in one place, so that none goes to memory
+  // (LSTM, T=100, N=1, H=512: forward takes 0.96 of its time). Not where rows are split, and every thread needs all.
   bool packs_w_ih_late(const Share& share) const {
     return packs && is_one_chunk() && (share.splits_units || share.members == 1);
   }

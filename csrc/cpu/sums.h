@@ -214,7 +214,7 @@ class Sums {
       auto whole = [&](int64_t k) { return V::load(from + k * stride + m); };
       auto partly = [&](int64_t k) { return k < rows ? V::load(from + k * stride + m, units - m) : V(0); };
       for (int64_t k = 0; k < rows; k += kStep * V::kLanes) {
-        auto transpose = [&](auto&& load) {
+        auto move_block = [&](auto&& load) {
           transpose_block(
               [&](int i) {
                 if constexpr (kDotProducts) return pairs_of(load(k + 2 * i), load(k + 2 * i + 1));
@@ -223,9 +223,9 @@ class Sums {
               units - m, columns + m * length + k / kStep, length);
         };
         if (m + V::kLanes <= units && k + kStep * V::kLanes <= rows)
-          transpose(whole);
+          move_block(whole);
         else
-          transpose(partly);
+          move_block(partly);
       }
     }
   }
@@ -246,7 +246,7 @@ class Sums {
     };
     for (int64_t m = 0; m < units; m += V::kLanes) {
       V each[V::kLanes], sum;
-      if (rows == 1 && !kDotProducts) {
+      if (std::is_same_v<E, S> && rows == 1) {
         sum = V::load(a[m], units - m);  // they lie side by side
       } else {
         for (int i = 0; i < V::kLanes; ++i) each[i] = m + i < units ? sum_of(a[m + i]) : V(0);

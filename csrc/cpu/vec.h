@@ -1,7 +1,8 @@
 // Vec: as many floats or doubles as one register holds, with the two transcendental functions the cells need.
 //
 // Compiled once per instruction set: FUSEDRNN_VECTOR_BYTES and FUSEDRNN_ISA come from the including .cpp. The
-// arithmetic is the compiler's own vector extension, so every architecture has it; only float16 asks for intrinsics.
+// arithmetic is the compiler's own vector extension, so every architecture has it; intrinsics are for conversions and
+// for what they do faster.
 #pragma once
 
 #include <cstdint>
