@@ -46,7 +46,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     add("--only", default="", metavar="REGEX", help="only those whose name or source, as --list prints them, matches")
     add("--list", action="store_true", help="print the names of all that would be timed, and where they come from")
     add("--threads", type=int, nargs="+", help=f"numbers of threads (default: 1 and {min(2, cores)})")
-    add("--seconds", type=float, help="time for each set of contenders (default: 0.5, with --quick 0.25)")
+    add("--seconds", type=float, help="time for each set of contenders (default: 0.4, with --quick 0.25)")
     add("--peers", nargs="+", choices=PEERS, default=PEERS, help="(default: all; torch.nn is always there)")
     add("--out", type=Path, default=Path("runs/bench.json"), help="results go here (default: %(default)s)")
     add(
@@ -56,7 +56,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     args.threads = sorted(set(args.threads or ([min(2, cores)] if args.quick else {1, min(2, cores)})))
     if args.threads[0] < 1:
         parser.error(f"--threads must be at least 1, got {args.threads[0]}")
-    args.seconds = args.seconds or (0.25 if args.quick else 0.5)
+    args.seconds = args.seconds or (0.25 if args.quick else 0.4)
     try:
         args.only = re.compile(args.only)
     except re.error as problem:
