@@ -17,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter  # noqa: E402
-from report import CALL_NAMES, gflops_of  # noqa: E402
+from report import CALL_NAMES, at_the_roof, gflops_of  # noqa: E402
 from shapes import CALLS, GRID, GRIDS, SHORT  # noqa: E402
 
 NAMES = {
@@ -105,7 +105,7 @@ def peak(results: list[dict], where: str):
             shares = {who: gflops_of(result, who) / result["peak"] for who in ("torch", "fusedrnn")}
             axes.plot([x, x], list(shares.values()), color="grey", lw=1.5, zorder=1)
             if result.get("roof"):
-                roof = result["gflop"] / result["roof"] * 1e3 / result["peak"]
+                roof = gflops_of(at_the_roof(result)) / result["peak"]
                 axes.scatter(x, roof, s=120, color="black", marker="_", lw=1, zorder=2)
             for who, share in shares.items():
                 axes.scatter(x, share, s=32, color=COLOURS[who], zorder=2)
