@@ -111,12 +111,6 @@ void pack_pairs(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S*
           pairs_of(V::load(w + k * stride + n, n_count - n), V::load(w + (k + 1) * stride + n, n_count - n))
               .store(packed);
 }
-// A pair of A's, in all lanes.
-FUSEDRNN_FN Vec<float> pair_at(const float* row, int64_t k) {
-  float pair;
-  std::memcpy(&pair, reinterpret_cast<const bfloat16*>(row) + k, sizeof pair);
-  return Vec<float>(pair);
-}
 FUSEDRNN_FN Vec<float> even_of_pairs(Vec<float> pairs) {
   return (Vec<float>::Raw)((Register<float>::Unsigned)pairs.v << 16);
 }
@@ -153,30 +147,37 @@ void as_operands(int64_t count, int64_t k, const E* const* rows, bool in_pairs, 
   }
 }
 
-// One register tile: c[m][0 .. NV vectors) = init[m] + sum_k a[m][k] b[k]. The sums start from zero: GCC spills them
-// all where they start from memory. With `Pairs` the same sums are made of what pack_pairs packed; where there are dot
-// products, `a` points to bfloat16 then.
+// One register tile: c[m][0 .. NV vectors) = init[m] + sum_k a[m][k a_stride] b[k]. The sums start from zero: GCC
+// spills them all where they start from memory. With `Pairs` the same sums are made of what pack_pairs packed; where
+// there are dot products, `a` points to pairs of bfloat16 then.
 template <int M, int NV, bool Pairs, class S>
-void multiply_tile(const S* const* a, int64_t k_count, const S* b, int64_t b_stride, const S* init, int64_t init_stride,
-                   S* c, int64_t c_stride) {
+void multiply_tile(const S* const* a, int64_t a_stride, int64_t k_count, const S* b, int64_t b_stride, const S* init,
+                   int64_t init_stride, S* c, int64_t c_stride) {
   using V = Vec<S>;
   const S* row[M];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) row[m] = a[m];
-  int64_t k = 0;
+  int64_t k = 0, at = 0;
   do {
     V sum[M][NV];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) sum[m][v] = V(0);
-    auto add = [&](const V(&column)[NV], int64_t k) {
+    auto add = [&](const V(&column)[NV]) {
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        V value(row[m][k]);
+        S value;  // or a pair
+        std::memcpy(&value, row[m] + at, sizeof value);
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) sum[m][v] = sum[m][v] + column[v] * value;
+        for (int v = 0; v < NV; ++v) {
+          if constexpr (Pairs && kDotProducts)
+            sum[m][v] = add_dot(sum[m][v], column[v], V(value));
+          else
+            sum[m][v] = sum[m][v] + column[v] * V(value);
+        }
       }
+      at += a_stride;
     };
     int64_t end = Pairs && kDotProducts ? k_count : least(k_count, k + kTerms);
 #pragma GCC unroll 2
@@ -184,20 +185,13 @@ void multiply_tile(const S* const* a, int64_t k_count, const S* b, int64_t b_str
       V column[NV];
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::kLanes);
-      if constexpr (Pairs && kDotProducts) {
-#pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-          V value = pair_at(row[m], k);
-#pragma GCC unroll 8
-          for (int v = 0; v < NV; ++v) sum[m][v] = add_dot(sum[m][v], column[v], value);
-        }
-      } else if constexpr (Pairs) {
+      if constexpr (Pairs && !kDotProducts) {
         V even[NV], odd[NV];
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) even[v] = even_of_pairs(column[v]), odd[v] = odd_of_pairs(column[v]);
-        add(even, k), add(odd, k + 1);
+        add(even), add(odd);
       } else {
-        add(column, k);
+        add(column);
       }
     }
 #pragma GCC unroll 8
@@ -210,7 +204,7 @@ void multiply_tile(const S* const* a, int64_t k_count, const S* b, int64_t b_str
 }
 
 template <class S>
-using MultiplyTile = void (*)(const S* const*, int64_t, const S*, int64_t, const S*, int64_t, S*, int64_t);
+using MultiplyTile = void (*)(const S* const*, int64_t, int64_t, const S*, int64_t, const S*, int64_t, S*, int64_t);
 
 template <int NV, bool Pairs, class S>
 constexpr MultiplyTile<S> kTiles[kTileRows] = {multiply_tile<1, NV, Pairs, S>, multiply_tile<2, NV, Pairs, S>,
@@ -231,7 +225,8 @@ FUSEDRNN_FN const MultiplyTile<S>* tiles_of(int64_t vectors) {
 // panel is not packed, but columns of a matrix with rows of so many numbers, whole vectors all.
 template <class S>
 void multiply(int64_t rows, int64_t columns, const S* const* a, int64_t k, const S* panel, const S* init,
-              int64_t init_stride, S* c, int64_t c_stride, bool pairs = false, int64_t b_stride = 0) {
+              int64_t init_stride, S* c, int64_t c_stride, bool pairs = false, int64_t b_stride = 0,
+              int64_t a_stride = 1) {
   int64_t vectors = padded<S>(columns) / Vec<S>::kLanes;
   const MultiplyTile<S>* tiles = tiles_of<false, S>(vectors);
   if (!b_stride) b_stride = vectors * Vec<S>::kLanes;
@@ -239,7 +234,7 @@ void multiply(int64_t rows, int64_t columns, const S* const* a, int64_t k, const
     if (pairs) tiles = tiles_of<true, S>(vectors);
   for (int64_t count = (rows + kTileRows - 1) / kTileRows; count > 0; --count) {
     int64_t size = count == 1 ? rows : (rows + count - 1) / count;  // of one row, a division would show
-    tiles[size - 1](a, k, panel, b_stride, init, init_stride, c, c_stride);
+    tiles[size - 1](a, a_stride, k, panel, b_stride, init, init_stride, c, c_stride);
     a += size, init += size * init_stride, c += size * c_stride, rows -= size;
   }
 }

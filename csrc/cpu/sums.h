@@ -95,7 +95,7 @@ class Sums {
   using E = Operand<T>;
   using Row = typename Rows<T>::Row;
   static constexpr int G = Cell::kGates, Q = Cell::kGrads;
-  static constexpr int64_t kBlockUnits = 8 * kTileRows, kBlockRows = 4 * kTileRows;
+  static constexpr int64_t kBlockUnits = 64, kBlockRows = 4 * kTileRows;
 
  public:
   // room: rows of a chunk at most
@@ -152,30 +152,28 @@ class Sums {
   void add(int64_t member, int64_t members, const Steps& steps, const E* dgates, const E* dh_steps, bool first,
            bool last, bool begun) const {
     if (g.dx) add_dx(part(steps.rows, member, members, 1), part(steps.rows, member + 1, members, 1), dgates, begun);
-    Buffer<S> columns(kBlockUnits * padded<S>(steps.rows));  // of dgates or dh_steps
+    Buffer<S> lanes(kDotProducts ? kBlockUnits * ((steps.rows + 1) / 2) : 0);
     int64_t H = s.hidden, begin = part(H, member, members, V::kLanes), end = part(H, member + 1, members, V::kLanes);
     for (int q = 0; q < Q; ++q) {
       bool of_x = q < G, of_h = q < G - 1 || q == Q - 1;
       int64_t gate = q < G - 1 ? q : G - 1;
-      for_blocks(end - begin, kBlockUnits, [&](int64_t m, int64_t units) {
-        int64_t j = begin + m;
-        const S* a[kBlockUnits];
-        transpose(dgates + q * H + j, Q * H, steps.rows, units, columns, a);
-        if (bias_wanted()) add_bias(q * H + j, units, steps.rows, a, first);
+      for (int64_t j = begin; j < end; j += kBlockUnits) {
+        int64_t units = least(end - j, kBlockUnits);
+        if (bias_wanted()) add_bias(dgates + q * H + j, steps.rows, q * H + j, units, first);
+        Columns a = columns(dgates + q * H + j, Q * H, steps.rows, units, lanes);
         if (of_x) add_product(w_ih, gate * H + j, units, a, x, steps.rows, first, last);
         if (of_h) add_product(w_hh, gate * H + j, units, a, h_before, steps.rows, first, last);
-        if (!last) return;
-        if (of_x && dw.b_ih) narrow_row(dw.b_ih + gate * H + j, bias + q * H + j, units);
-        if (of_h && dw.b_hh) narrow_row(dw.b_hh + gate * H + j, bias + q * H + j, units);
-      });
+        if (last && of_x && dw.b_ih) narrow_row(dw.b_ih + gate * H + j, bias + q * H + j, units);
+        if (last && of_h && dw.b_hh) narrow_row(dw.b_hh + gate * H + j, bias + q * H + j, units);
+      }
     }
     if (!dw.w_hr) return;
     begin = part(s.projected, member, members, V::kLanes), end = part(s.projected, member + 1, members, V::kLanes);
-    for_blocks(end - begin, kBlockUnits, [&](int64_t m, int64_t units) {
-      const S* a[kBlockUnits];
-      transpose(dh_steps + begin + m, s.projected, steps.rows, units, columns, a);
-      add_product(w_hr, begin + m, units, a, hidden, steps.rows, first, last);
-    });
+    for (int64_t j = begin; j < end; j += kBlockUnits) {
+      int64_t units = least(end - j, kBlockUnits);
+      Columns a = columns(dh_steps + j, s.projected, steps.rows, units, lanes);
+      add_product(w_hr, j, units, a, hidden, steps.rows, first, last);
+    }
   }
 
  private:
@@ -201,69 +199,53 @@ class Sums {
     });
   }
 
-  // a[m] = column m of the rows, in pairs where these are multiplied.
-  void transpose(const E* from, int64_t stride, int64_t rows, int64_t units, S* columns, const S** a) const {
-    constexpr int kStep = kDotProducts ? 2 : 1;
-    int64_t length = padded<S>((rows + kStep - 1) / kStep);
-    for (int64_t m = 0; m < units; ++m) a[m] = columns + m * length;
+  // Some columns of the chunk's rows, which are rows of A. They stay where they lie: of H=128 and 256 their
+  // transposition would be 7 % of the product, of 512 4 %.
+  struct Columns {
+    const S* first;  // each lane is followed by that of the next column,
+    int64_t stride;  // and so far away by that of the next row, or pair of rows where these are multiplied
+  };
+
+  Columns columns(const E* from, int64_t stride, int64_t rows, int64_t units, S* lanes) const {
     if constexpr (std::is_same_v<E, S>) {
-      for (int64_t m = 0; rows == 1 && m < units; ++m) a[m] = from + m;
-      if (rows == 1) return;
-    }
-    for (int64_t m = 0; m < units; m += V::kLanes) {
-      auto whole = [&](int64_t k) { return V::load(from + k * stride + m); };
-      auto partly = [&](int64_t k) { return k < rows ? V::load(from + k * stride + m, units - m) : V(0); };
-      for (int64_t k = 0; k < rows; k += kStep * V::kLanes) {
-        auto move_block = [&](auto&& load) {
-          transpose_block(
-              [&](int i) {
-                if constexpr (kDotProducts) return pairs_of(load(k + 2 * i), load(k + 2 * i + 1));
-                return load(k + i);
-              },
-              units - m, columns + m * length + k / kStep, length);
-        };
-        if (m + V::kLanes <= units && k + kStep * V::kLanes <= rows)
-          move_block(whole);
-        else
-          move_block(partly);
-      }
+      return {from, stride};
+    } else {
+      for (int64_t k = 0; k < rows; k += 2)
+        for (int64_t m = 0; m < units; m += V::kLanes) {
+          const E* even = from + k * stride + m;
+          V odd = k + 1 < rows ? V::load(even + stride, units - m) : V(0);
+          pairs_of(V::load(even, units - m), odd).store(lanes + k / 2 * kBlockUnits + m);
+        }
+      return {lanes, kBlockUnits};
     }
   }
 
-  // The sums of some columns. In many short chains of additions, which err less than a long one.
-  void add_bias(int64_t unit, int64_t units, int64_t rows, const S* const* a, bool first) const {
-    constexpr int kChains = 4;
-    int64_t in_lanes = kDotProducts ? (rows + 1) / 2 : rows;
-    auto sum_of = [&](const S* column) {
-      V chain[kChains] = {V(0), V(0), V(0), V(0)};
-      for (int64_t k = 0; k < in_lanes; k += V::kLanes) {
-        V value = V::load(column + k, in_lanes - k);
-        if constexpr (kDotProducts) value = even_of_pairs(value) + odd_of_pairs(value);
-        V& sum = chain[k / V::kLanes % kChains];
-        sum = sum + value;
-      }
-      return (chain[0] + chain[1]) + (chain[2] + chain[3]);
-    };
+  // The sums of some columns. Chains of additions are short, as those of a product are.
+  void add_bias(const E* from, int64_t rows, int64_t unit, int64_t units, bool first) const {
+    constexpr int64_t kTerms = 32;
     for (int64_t m = 0; m < units; m += V::kLanes) {
-      V each[V::kLanes], sum;
-      if (std::is_same_v<E, S> && rows == 1) {
-        sum = V::load(a[m], units - m);  // they lie side by side
-      } else {
-        for (int i = 0; i < V::kLanes; ++i) each[i] = m + i < units ? sum_of(a[m + i]) : V(0);
-        sum = sum_lanes<V::kLanes / 2>(each);
+      V total = first ? V(0) : V::load(bias + unit + m, units - m);
+      for (int64_t k = 0; k < rows;) {
+        V sum(0);
+        for (int64_t end = least(k + kTerms, rows); k < end; ++k) {
+          __builtin_prefetch(from + (k + kTerms / 2) * Q * s.hidden + m);  // the product after this wants them too
+          sum = sum + V::load(from + k * Q * s.hidden + m, units - m);
+        }
+        total = total + sum;
       }
-      S* to = bias + unit + m;
-      (first ? sum : V::load(to, units - m) + sum).store(to, units - m);
+      total.store(bias + unit + m, units - m);
     }
   }
 
-  void add_product(const Sum<T>& sum, int64_t unit, int64_t units, const S* const* a, const Rows<T>& rows,
+  void add_product(const Sum<T>& sum, int64_t unit, int64_t units, const Columns& columns, const Rows<T>& rows,
                    int64_t count, bool first, bool last) const {
     if (!sum.wanted()) return;
-    for_panels<S>(0, rows.width(), false, [&](int64_t n, int64_t columns) {
+    const S* a[kBlockUnits];
+    for (int64_t m = 0; m < units; ++m) a[m] = columns.first + m;
+    for_panels<S>(0, rows.width(), false, [&](int64_t n, int64_t width) {
       S* c = sum.row(unit) + n;
-      multiply<S>(units, columns, a, count, rows.panel(n, count), first ? zero_bias : c, first ? 0 : sum.stride(), c,
-                  sum.stride(), kDotProducts);
+      multiply<S>(units, width, a, count, rows.panel(n, count), first ? zero_bias : c, first ? 0 : sum.stride(), c,
+                  sum.stride(), kDotProducts, 0, columns.stride);
     });
     if (last) sum.put_down(unit, units);
   }
