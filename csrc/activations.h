@@ -1,7 +1,7 @@
 // The activations and their derivatives, written once for every value type V: float and double (host and CUDA) and the
 // CPU's vectors. A derivative takes the activation's own output, which is what the forward pass keeps.
 //
-// Error bounds: V's exp and tanh (cpu/vec.h: 2 ulp; <cmath> and CUDA: their documentation). sigmoid adds 1.
+// Error bounds: those of V's exp and tanh (cpu/vec.h; <cmath>'s and CUDA's are documented). sigmoid adds 1 ulp.
 #pragma once
 
 #include <cmath>

@@ -147,8 +147,32 @@ def test_other_instruction_sets_pass_the_tests_of_this_file(isa):
 
     if "is none of what this processor has" in run("-m", "fusedrnn.info").stdout:
         pytest.skip(f"this processor has no {isa}")
-    done = run("-m", "pytest", "-q", "-x", __file__, "-k", "threads")
+    done = run("-m", "pytest", "-q", "-x", __file__, "-k", "threads or activations")
     assert done.returncode == 0, done.stdout
+
+
+@only_on_cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_activations_are_off_by_no_more_than_they_say(dtype):
+    """A tanh is an RNN's whole step; a sigmoid is what a GRU keeps of h = 1 where its candidate is 0."""
+    eps, x = torch.finfo(dtype).eps, torch.cat([torch.linspace(-s, s, 20001, dtype=dtype) for s in (1e-3, 1, 12, 85)])
+
+    def step(mode, h0, w_ih, x):
+        weights = torch.tensor(w_ih, dtype=dtype).unsqueeze(1), torch.zeros(len(w_ih), 1, dtype=dtype)
+        return scan.scan(mode, x.view(1, -1, 1), torch.full((1, x.numel(), 1), h0, dtype=dtype), None, weights)[0].view(
+            -1
+        )
+
+    exact = x.double().tanh()
+    assert ((step("RNN_TANH", 0.0, [1.0], x).double() - exact).abs() <= 5 * eps * exact.abs()).all()
+    exact = x.double().sigmoid()
+    error = (step("GRU", 1.0, [0.0, 1.0, 0.0], x).double() - exact).abs()
+    fused = kernels._C.cpu_capability() != "DEFAULT"  # multiply-adds
+    assert (error <= (3 + x.abs() / (4 if fused else 1)) * eps * exact).all()
+    huge = torch.tensor([1e30, -1e30, float("inf"), -float("inf"), float("nan")], dtype=dtype)
+    assert step("RNN_TANH", 0.0, [1.0], huge).tolist()[:4] == [1, -1, 1, -1]
+    assert step("RNN_TANH", 0.0, [1.0], huge)[4].isnan()
+    assert step("GRU", 1.0, [0.0, 1.0, 0.0], huge[:2]).tolist() == [1, pytest.approx(0, abs=1e-37)]
 
 
 @only_on_cpu
@@ -178,6 +202,7 @@ def test_operators_pass_opcheck_and_gradients_of_both_orders(mode, options):
         {},
         {"T": 3, "N": 1100},
         {"T": 1, "N": 2100},
+        {"T": 200, "H": 40, "P": 40},
         {"lengths": [300] * 3 + [170], "reset": True},
         {"packed": [7] * 150 + [3] * 100 + [1] * 50},
         {"P": 5},

@@ -41,7 +41,9 @@ struct Twin {
   FUSEDRNN_FN friend Twin where(Bits m, Twin x, Twin y) { return {where(m.a, x.a, y.a), where(m.b, x.b, y.b)}; }
 
   FUSEDRNN_FN static Twin clamp(Twin x, S max) { return {V::clamp(x.a, max), V::clamp(x.b, max)}; }
-  FUSEDRNN_FN static Twin power_of_two(Twin x) { return {V::power_of_two(x.a), V::power_of_two(x.b)}; }
+  FUSEDRNN_FN static Twin times_power_of_two(Twin x, Twin n) {
+    return {V::times_power_of_two(x.a, n.a), V::times_power_of_two(x.b, n.b)};
+  }
 };
 
 template <class S>
