@@ -10,72 +10,70 @@
 namespace fusedrnn {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kMostKept = 0;  // so that it sees where each block ends
+#else
 constexpr size_t kMostKept = size_t{64} << 20;  // bytes a thread keeps at most
+#endif
 
-struct Block {
-  void* data = nullptr;
-  size_t bytes = 0;
-  bool taken = false;
+// In front of what is taken.
+struct alignas(kLine) Block {
+  Block* below;  // the one taken before, null for the first
+  size_t bytes;  // with this head
+  bool outside, returned;
 };
 
-struct Blocks {
-  Block blocks[32];
+// Blocks one on top of the other, as they are returned in about the opposite order. What finds no room lies outside,
+// until nothing is taken and the stack can grow to what was wanted.
+struct Stack {
+  char* base = nullptr;
+  size_t room = 0, taken = 0, most = 0;  // bytes; taken and most with those outside
+  Block* top = nullptr;
 
-  ~Blocks() {
-    for (Block& block : blocks) std::free(block.data);
+  ~Stack() { std::free(base); }
+  size_t height() const { return top ? reinterpret_cast<char*>(top) + top->bytes - base : 0; }
+
+  void grow() {
+    std::free(base);
+    room = most < kMostKept ? most : kMostKept;
+    size_t alignment = room < kHugePage ? kLine : kHugePage;
+    room = (room + alignment - 1) / alignment * alignment;
+    base = static_cast<char*>(std::aligned_alloc(alignment, room));
+    if (!base) room = 0;
+#ifdef __linux__
+    if (base && alignment == kHugePage) madvise(base, room, MADV_HUGEPAGE);
+#endif
   }
 };
 
-thread_local Blocks kept;
-
-void* allocate(size_t bytes) {
-  size_t alignment = bytes < kHugePage ? 64 : kHugePage;
-  bytes = (bytes + alignment - 1) / alignment * alignment;
-  void* data = std::aligned_alloc(alignment, bytes);
-  if (!data) throw std::bad_alloc();
-#ifdef __linux__
-  if (alignment == kHugePage) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
-  return data;
-}
+thread_local Stack stack;
 
 }  // namespace
 
 void* take_scratch(size_t bytes) {
-  Block *best = nullptr, *empty = nullptr;
-  for (Block& block : kept.blocks) {
-    if (!block.data) empty = &block;
-    if (block.data && !block.taken && block.bytes >= bytes && block.bytes <= 2 * bytes + 4096 &&
-        (!best || block.bytes < best->bytes))
-      best = &block;
-  }
-  if (!best) {
-    void* data = allocate(bytes);
-    for (Block& block : kept.blocks)  // all full: an old one goes
-      if (!empty && !block.taken) empty = &block;
-    if (!empty) return data;
-    std::free(empty->data);
-    best = empty;
-    *best = {data, bytes, false};
-  }
-  best->taken = true;
-  return best->data;
+  Stack& s = stack;
+  bytes = (sizeof(Block) + bytes + kLine - 1) / kLine * kLine;
+  bool outside = bytes > s.room - s.height();
+  void* place = outside ? std::aligned_alloc(kLine, bytes) : s.base + s.height();
+  if (!place) throw std::bad_alloc();
+  auto* block = new (place) Block{s.top, bytes, outside, false};
+  if (!outside) s.top = block;
+  s.taken += bytes;
+  s.most = s.taken > s.most ? s.taken : s.most;
+  return block + 1;
 }
 
 void return_scratch(void* data) {
-  size_t total = 0;
-  Block* own = nullptr;
-  for (Block& block : kept.blocks) {
-    total += block.bytes;
-    if (block.data == data) own = &block;
-  }
-  if (own && total <= kMostKept) {
-    own->taken = false;
-    return;
-  }
-  std::free(data);
-  if (own) *own = {};
+  Stack& s = stack;
+  auto* block = static_cast<Block*>(data) - 1;
+  s.taken -= block->bytes;
+  if (block->outside)
+    std::free(block);
+  else
+    block->returned = true;
+  while (s.top && s.top->returned) s.top = s.top->below;
+  if (!s.taken && s.most > s.room && s.room < kMostKept) s.grow();
 }
 
 }  // namespace fusedrnn
