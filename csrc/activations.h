@@ -1,7 +1,7 @@
 // The activations and their derivatives, written once for every value type V: float and double (host and CUDA) and the
 // CPU's vectors. A derivative takes the activation's own output, which is what the forward pass keeps.
 //
-// Error bounds: those of V's exp and tanh (cpu/vec.h; <cmath>'s and CUDA's are documented). sigmoid adds 1 ulp.
+// Error bounds: those of V's exp and tanh (cpu/vec.h; <cmath>'s and CUDA's are documented). sigmoid adds 1 or 2 ulp.
 #pragma once
 
 #include <cmath>

@@ -61,6 +61,16 @@ def test_no_more_than_256_mib_are_kept(module):
     assert before - resident() > 100 * 2**20
 
 
+@torch.no_grad()
+def test_calls_of_any_size_follow_each_other():
+    """What the kernels keep for themselves is as large as the largest call needs, but no more than 64 MiB."""
+    for size in (8, 300, 1100, 8, 1100, 300):
+        ours, theirs = (kind(size, size, bidirectional=True) for kind in (fusedrnn.FusedLSTM, torch.nn.LSTM))
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.randn(12, 1, size)
+        assert_same(ours(x), theirs(x), torch.float32)
+
+
 def test_an_output_is_a_tensor_as_any_other(module, tmp_path):
     y = output(module)
     expected = y.numpy().copy()

@@ -92,7 +92,7 @@ class Backward {
   // step.
   std::vector<int64_t> bounds_of_chunks() const {
     int64_t bytes = Q * s.hidden * static_cast<int64_t>(sizeof(E));
-    int64_t few = kFewChunkRows * bytes <= kCacheOfACore && kChunkRows * bytes > kCacheOfACore;
+    bool few = kFewChunkRows * bytes <= kCacheOfACore && kChunkRows * bytes > kCacheOfACore;
     int64_t most = few ? kFewChunkRows : kChunkRows;
     int64_t rows = taken.back(), count = (rows + most - 1) / most, chunk = 0;
     std::vector<int64_t> bounds{0};
@@ -234,8 +234,8 @@ class Backward {
   }
 
   // The cell, for all units of the share and one row. dh and dc: gradients after the step in, before it out. What the
-  // forward pass kept of the row after the next comes to the cache meanwhile (LSTM, GRU, T=100, N=16 .. 64, H=128: a
-  // backward pass takes 0.98 of its time; H=512: 1.00).
+  // forward pass kept of the step's row after the next comes to the cache meanwhile (LSTM, GRU, T=100, N=16 .. 64,
+  // H=128: a backward pass takes 0.98 of its time; H=512: 1.00).
   void differentiate(const Share& share, const Walk<T>& walk, int64_t t, int64_t n, E* dgates) {
     int d = share.d;
     int64_t r = walk.row(t, n), own = d * s.rows + n;
@@ -245,14 +245,16 @@ class Backward {
     S* dh_row = projects ? dhidden + own * H_ : dh + own * P_;
     S* dc_row = dc + own * H_;
     int64_t place = r * s.directions + d;
-    bool zone_h = p.zone_h && !projects;
+    bool zone_h = p.zone_h && !projects, expects = n + kAhead < walk.rows(t);
     for (int64_t j = share.unit; j < share.unit_end; j += V::kLanes) {
       int64_t left = s.hidden - j;
       V keep[A], prev[2], ds[2], dgate[Q];
 #pragma GCC unroll 4
       for (int i = 0; i < A; ++i) keep[i] = V::load(saved + i * s.hidden + j, left);
-      for (int i = 0; i < A; ++i) __builtin_prefetch(saved + (kAhead * A + i) * s.hidden + j);
-      __builtin_prefetch(before + kAhead * s.directions * s.hidden + j);
+      if (expects) {
+        for (int i = 0; i < A; ++i) __builtin_prefetch(saved + (kAhead * A + i) * s.hidden + j);
+        __builtin_prefetch(before + kAhead * s.directions * s.hidden + j);
+      }
       prev[kHasCell] = V::load(before + j, left);
       ds[0] = V::load(dh_row + j);
       if constexpr (kHasCell) {

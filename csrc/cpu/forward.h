@@ -230,7 +230,7 @@ class Forward {
           if (p.c_steps) expect_stores(p.c_steps + place * s.hidden + j, columns);
         }
         for (int i = 0; i < G; ++i) {
-          for (int64_t b = 0; p.saved && b < block_rows; ++b)  // each gate's while the one before is multiplied
+          for (int64_t b = 0; p.saved && b < block_rows; ++b)  // not all at once: they would fill L1
             expect_stores(saved_row(d, rows[m + b]) + i * s.hidden + j, columns);
           int g = t % 2 ? G - 1 - i : i;  // as the panels (T=1000, N=1, H=64: LSTM takes 0.92 of its time, GRU 0.89)
           multiply_by(p.weights[d].w_hh, w_hh, pairs, b_hh, d, j, g, columns, block_rows, s.projected, a + m,

@@ -1,6 +1,7 @@
-// C = A B for the scan: A is a list of row pointers (states live wherever they were last written), C is an L1-resident
-// tile. B is packed in panels of up to kPanelVectors vectors of columns, or, for products too few to pay for packing,
-// a weight as PyTorch keeps it: its rows are rows of B (kRowsWorthPacking) or columns (multiply_unpacked).
+// C = A B for the scan: A is a list of row pointers (states live wherever they were last written), C an L1-resident
+// tile or a weight's gradient. B is packed in panels of up to kPanelVectors vectors of columns, or, for products too
+// few to pay for packing, a weight as PyTorch keeps it: its rows are rows of B (kRowsWorthPacking) or columns
+// (multiply_unpacked).
 //
 // Each element of C is made by one order of operations over k that knows neither the other rows nor the other columns:
 // results do not depend on how rows or columns are shared out among threads.
@@ -222,7 +223,8 @@ FUSEDRNN_FN const MultiplyTile<S>* tiles_of(int64_t vectors) {
 
 // c[m] = init[m] + a[m] B for any number of rows and the columns of one panel. An init_stride of 0 adds one bias to all
 // rows; init = c accumulates. Tiles are as even as can be: of 8 rows, 4 + 4 are faster than 6 + 2. With a b_stride the
-// panel is not packed, but columns of a matrix with rows of so many numbers, whole vectors all.
+// panel is not packed, but columns of a matrix with rows of so many numbers, whole vectors all; with an a_stride, A's
+// rows are columns of one.
 template <class S>
 void multiply(int64_t rows, int64_t columns, const S* const* a, int64_t k, const S* panel, const S* init,
               int64_t init_stride, S* c, int64_t c_stride, bool pairs = false, int64_t b_stride = 0,

@@ -24,8 +24,19 @@ struct alignas(kLine) Block {
   bool outside, returned;
 };
 
-// Blocks one on top of the other, as they are returned in about the opposite order. What finds no room lies outside,
-// until nothing is taken and the stack can grow to what was wanted.
+void* allocate(size_t bytes) {
+  size_t alignment = bytes < kHugePage ? kLine : kHugePage;
+  bytes = (bytes + alignment - 1) / alignment * alignment;
+  void* data = std::aligned_alloc(alignment, bytes);
+  if (!data) throw std::bad_alloc();
+#ifdef __linux__
+  if (alignment == kHugePage) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  return data;
+}
+
+// Blocks one on top of the other, as they are returned in about the opposite order. What finds no room lies outside;
+// when nothing is taken, the stack goes, and comes back as high as was wanted.
 struct Stack {
   char* base = nullptr;
   size_t room = 0, taken = 0, most = 0;  // bytes; taken and most with those outside
@@ -33,18 +44,6 @@ struct Stack {
 
   ~Stack() { std::free(base); }
   size_t height() const { return top ? reinterpret_cast<char*>(top) + top->bytes - base : 0; }
-
-  void grow() {
-    std::free(base);
-    room = most < kMostKept ? most : kMostKept;
-    size_t alignment = room < kHugePage ? kLine : kHugePage;
-    room = (room + alignment - 1) / alignment * alignment;
-    base = static_cast<char*>(std::aligned_alloc(alignment, room));
-    if (!base) room = 0;
-#ifdef __linux__
-    if (base && alignment == kHugePage) madvise(base, room, MADV_HUGEPAGE);
-#endif
-  }
 };
 
 thread_local Stack stack;
@@ -54,10 +53,15 @@ thread_local Stack stack;
 void* take_scratch(size_t bytes) {
   Stack& s = stack;
   bytes = (sizeof(Block) + bytes + kLine - 1) / kLine * kLine;
+  size_t wanted = s.most < kMostKept ? s.most : kMostKept;
+  if (!s.taken && s.room < wanted) {
+    std::free(s.base);
+    s.base = nullptr, s.room = 0;
+    s.base = static_cast<char*>(allocate(wanted));
+    s.room = wanted;
+  }
   bool outside = bytes > s.room - s.height();
-  void* place = outside ? std::aligned_alloc(kLine, bytes) : s.base + s.height();
-  if (!place) throw std::bad_alloc();
-  auto* block = new (place) Block{s.top, bytes, outside, false};
+  auto* block = new (outside ? allocate(bytes) : s.base + s.height()) Block{s.top, bytes, outside, false};
   if (!outside) s.top = block;
   s.taken += bytes;
   s.most = s.taken > s.most ? s.taken : s.most;
@@ -73,7 +77,6 @@ void return_scratch(void* data) {
   else
     block->returned = true;
   while (s.top && s.top->returned) s.top = s.top->below;
-  if (!s.taken && s.most > s.room && s.room < kMostKept) s.grow();
 }
 
 }  // namespace fusedrnn

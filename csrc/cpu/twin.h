@@ -1,5 +1,5 @@
 // Twin: two vectors that take every operation in turns, so that one has something to do while the other's last result
-// is under way: a vector of an LSTM's units takes 26 ns in a twin, 35 ns alone.
+// is under way (LSTM, N=16 .. 64: forward takes 0.985 of its time with H=128, 0.94 with H=40).
 #pragma once
 
 #include "vec.h"
@@ -41,9 +41,7 @@ struct Twin {
   FUSEDRNN_FN friend Twin where(Bits m, Twin x, Twin y) { return {where(m.a, x.a, y.a), where(m.b, x.b, y.b)}; }
 
   FUSEDRNN_FN static Twin clamp(Twin x, S max) { return {V::clamp(x.a, max), V::clamp(x.b, max)}; }
-  FUSEDRNN_FN static Twin times_power_of_two(Twin x, Twin n) {
-    return {V::times_power_of_two(x.a, n.a), V::times_power_of_two(x.b, n.b)};
-  }
+  FUSEDRNN_FN static Twin power_of_two(Twin n) { return {V::power_of_two(n.a), V::power_of_two(n.b)}; }
 };
 
 template <class S>
