@@ -227,7 +227,7 @@ class Sums {
     constexpr int64_t kChain = 32, kAhead = 16;
     int64_t stride = Q * s.hidden;
     for (int64_t m = 0; m < units; m += V::kLanes) {
-      V total = first ? V(0) : V::load(to + m);
+      V total(0);
       for (int64_t k = 0; k < rows;) {
         V sum(0);
         for (int64_t end = least(k + kChain, rows); k < end; ++k) {
@@ -236,7 +236,7 @@ class Sums {
         }
         total = total + sum;
       }
-      total.store(to + m);
+      (first ? total : V::load(to + m) + total).store(to + m);
     }
   }
 
