@@ -271,37 +271,36 @@ FUSEDRNN_FN void Vec<S>::store(T* p) const {
 
 template <class V>
 struct SplitPower {
-  V n, minus1;  // n, added to kRound, and 2^f - 1
+  V scale, minus1;  // 2^n and 2^f - 1
 };
 
-// 2^(x factor)
+// 2^(x factor), x within [-max, max].
 template <class V>
-FUSEDRNN_FN SplitPower<V> split_power(V x, typename V::Scalar factor) {
+FUSEDRNN_FN SplitPower<V> split_power(V x, typename V::Scalar max, typename V::Scalar factor) {
   using C = ExpConstants<typename V::Scalar>;
+  x = V::clamp(x, max);
   V n = x * V(factor) + V(C::kRound);
   V f = x * V(factor) - (n - V(C::kRound));
   V series(C::kSeries[C::kTerms - 1]);
 #pragma GCC unroll 16
   for (int k = C::kTerms - 2; k >= 0; --k) series = series * f + V(C::kSeries[k]);
-  return {n, f * series};
+  return {V::power_of_two(n), f * series};
 }
 
 // Max error 1 + |x| / 4 ulp in [-kMax, kMax]; 1 + 5/4 |x| where multiply-adds are not fused.
 template <class V>
 FUSEDRNN_FN V exp_of(V x) {
   using C = ExpConstants<typename V::Scalar>;
-  auto p = split_power(V::clamp(x, C::kMax), C::kLog2e);
-  V scale = V::power_of_two(p.n);
-  return scale + scale * p.minus1;
+  auto p = split_power(x, C::kMax, C::kLog2e);
+  return p.scale + p.scale * p.minus1;
 }
 
 // tanh(x) = m / (m + 2), m = exp(2x) - 1: no cancellation near zero. Max error 4 ulp.
 template <class V>
 FUSEDRNN_FN V tanh_of(V x) {
   using C = ExpConstants<typename V::Scalar>;
-  auto p = split_power(V::clamp(x, C::kTanhMax), 2 * C::kLog2e);
-  V scale = V::power_of_two(p.n);
-  V m = scale * p.minus1 + (scale - V(1));
+  auto p = split_power(x, C::kTanhMax, 2 * C::kLog2e);
+  V m = p.scale * p.minus1 + (p.scale - V(1));
   return m / (m + V(2));
 }
 
