@@ -2,6 +2,7 @@
 // CPU's vectors. A derivative takes the activation's own output, which is what the forward pass keeps.
 //
 // Error bounds: those of V's exp and tanh (cpu/vec.h; <cmath>'s and CUDA's are documented). sigmoid adds 1 or 2 ulp.
+// Both reach their limits exactly: exp is 0 and infinite where a number ends, tanh 1.
 #pragma once
 
 #include <cmath>

@@ -57,11 +57,12 @@ class Backward {
   void run() {
     double flops = 2.0 * s.packed_rows * s.directions * G * s.hidden * s.projected;
     size_t last = chunks.size() - 2;
+    Division division = divide<Cell>(p, flops);
     for (size_t i = 0; i <= last; ++i) {
-      share_out<Cell>(p, flops, [&](const Share& share) {
+      share_out(p, division, [&](Share& share) {
         if (i == 0) {
           pack_weights(share);
-          if (!share.splits_units) share.meet();
+          if (!share.splits_units()) share.meet();
           start(share);
         }
         if (share.row < share.row_end) walk(share, chunk(share.d, i));
@@ -121,22 +122,25 @@ class Backward {
     size_t last = chunks.size() - 2;
     Barrier barrier;
     team(flops < kFlopsWorthAThread ? 1 : max_threads(), [&](int64_t member, int64_t members) {
-      for (int d = 0; d < s.directions; ++d) sums[d]->prepare(member, members, chunk(d, i), i == 0);
-      barrier.meet(members);
-      for (int d = 0; d < s.directions; ++d) {
-        bool begun = s.directions == 2 && (2 * i > last || (2 * i == last && d == 1));
-        sums[d]->add(member, members, chunk(d, i), dgates + d * room * Q * s.hidden,
-                     dh_steps + d * (projects ? room * s.projected : 0), i == 0, i == last, begun);
-      }
+      barrier.run([&] {
+        for (int d = 0; d < s.directions; ++d) sums[d]->prepare(member, members, chunk(d, i), i == 0);
+        barrier.meet(members);
+        for (int d = 0; d < s.directions; ++d) {
+          bool begun = s.directions == 2 && (2 * i > last || (2 * i == last && d == 1));
+          sums[d]->add(member, members, chunk(d, i), dgates + d * room * Q * s.hidden,
+                       dh_steps + d * (projects ? room * s.projected : 0), i == 0, i == last, begun);
+        }
+      });
     });
   }
 
-  // Each thread packs a part: its own columns where units are split.
+  // Each thread packs a part.
   void pack_weights(const Share& share) {
-    int64_t grain = share.splits_units ? V::kLanes : kPanel<S>;
-    auto begin = [&](int64_t width, int64_t member) { return part(width, member, share.members, grain); };
-    w_hh[share.d]->pack(begin(s.projected, share.member), begin(s.projected, share.member + 1));
-    if (projects) w_hr[share.d]->pack(begin(s.hidden, share.member), begin(s.hidden, share.member + 1));
+    auto pack = [&](const Matrix<T>& w, int64_t columns) {
+      for_packed<S>(share, columns, [&](int64_t begin, int64_t end) { w.pack(begin, end); });
+    };
+    pack(*w_hh[share.d], s.projected);
+    if (projects) pack(*w_hr[share.d], s.hidden);
   }
 
   void start(const Share& share) {
@@ -150,7 +154,7 @@ class Backward {
     }
   }
 
-  void walk(const Share& share, const Steps& steps) {
+  void walk(Share& share, const Steps& steps) {
     Walk<T> walk{p, share.d, zeros};
     int64_t most = share.row_end - share.row;
     int64_t widest = s.projected > Q * s.hidden ? s.projected : Q * s.hidden;
@@ -186,7 +190,7 @@ class Backward {
   }
 
   // place: of the share's first row in what is emitted.
-  void take_step(const Share& share, const Walk<T>& walk, int64_t t, int64_t place, int64_t count, const int64_t* live,
+  void take_step(Share& share, const Walk<T>& walk, int64_t t, int64_t place, int64_t count, const int64_t* live,
                  const E** rows, const S** a, S* wide, S* tile) {
     int d = share.d;
     int64_t outs = share.out_end - share.out;
@@ -215,7 +219,7 @@ class Backward {
       differentiate(share, walk, t, live[m], row);
       rows[m] = row;
     }
-    share.meet_if_units_are_split();
+    share.meet_or_take_over(s);
     as_operands<E, S>(count, Q * s.hidden, rows, pairs, wide, a);
     through_w_hh(share, t % 2, count, live, a, tile);
     for (int64_t m = 0; m < count; ++m)
@@ -224,7 +228,7 @@ class Backward {
 
   // dhidden = dh_steps @ W_hr
   void through_w_hr(const Share& share, int64_t count, const int64_t* live, const S* const* a, S* tile) {
-    for_panels<S>(share.unit, share.unit_end, false, [&](int64_t j, int64_t columns) {
+    for_panels<S>(share, share.unit, share.unit_end, s.hidden, false, [&](int64_t j, int64_t columns) {
       for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
         w_hr[share.d]->multiply(block_rows, j, columns, 0, s.projected, a + m, zero_bias, 0, tile, kPanel<S>);
         for (int64_t b = 0; b < block_rows; ++b)
@@ -287,7 +291,7 @@ class Backward {
   void through_w_hh(const Share& share, bool backwards, int64_t count, const int64_t* live, const S* const* a,
                     S* tile) {
     int64_t lead = (Q == G ? G : G - 1) * s.hidden;
-    for_panels<S>(share.out, share.out_end, backwards, [&](int64_t j, int64_t columns) {
+    for_panels<S>(share, share.out, share.out_end, s.projected, backwards, [&](int64_t j, int64_t columns) {
       for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
         const Matrix<T>& w = *w_hh[share.d];
         w.multiply(block_rows, j, columns, 0, lead, a + m, zero_bias, 0, tile, kPanel<S>);

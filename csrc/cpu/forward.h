@@ -42,10 +42,11 @@ class Forward {
 
   void run() {
     double flops = 2.0 * s.packed_rows * s.directions * G * s.hidden * (s.input + s.projected);
-    share_out<Cell>(p, flops, [&](const Share& share) {
+    Division division = divide<Cell>(p, flops);
+    share_out(p, division, [&](const Share& share) {
       pack_weights(share);
-      if (!share.splits_units) share.meet();
-      if (share.row < share.row_end) walk(share);
+      if (!share.splits_units()) share.meet();
+      if (share.row < share.row_end) walk(share, 0);
     });
   }
 
@@ -65,34 +66,35 @@ class Forward {
   // Where W_ih is used once, each panel is packed just before its use, all in one place, so that none goes to memory
   // (LSTM, T=100, N=1, H=512: forward takes 0.96 of its time). Not where rows are split, and every thread needs all.
   bool packs_w_ih_late(const Share& share) const {
-    return packs && is_one_chunk() && (share.splits_units || share.members == 1);
+    return packs && is_one_chunk() && (share.splits_units() || share.members == 1);
   }
 
-  // Each thread packs a part: its own units where units are split, so that they start out in its own cache.
+  // Each thread packs a part.
   void pack_weights(const Share& share) {
     const Weights<T>& w = p.weights[share.d];
-    int64_t grain = share.splits_units ? V::kLanes : kPanel<S>;
-    int64_t begin = part(s.hidden, share.member, share.members, grain);
-    int64_t end = part(s.hidden, share.member + 1, share.members, grain);
-    for (int64_t j = begin; j < end; j += kPanel<S>)
-      for (int g = 0; g < G; ++g) {
-        int64_t columns = least(end - j, kPanel<S>), unit = g * s.hidden + j;
-        if (packs) {
-          if (!packs_w_ih_late(share))
-            pack_gate(w.w_ih + unit * s.input, columns, s.input, pairs_of_x,
-                      w_ih + at(share.d, j, g, columns, s.input, pairs_of_x));
-          pack_gate(w.w_hh + unit * s.projected, columns, s.projected, pairs,
-                    w_hh + at(share.d, j, g, columns, s.projected, pairs));
-        }
-        pack_bias(w.b_ih, unit, columns, b_ih + (share.d * G + g) * H_ + j);
-        pack_bias(w.b_hh, unit, columns, b_hh + (share.d * G + g) * H_ + j);
+    for_packed<S>(share, s.hidden, [&](int64_t begin, int64_t end) {
+      for_panels<S>(begin, end, false, [&](int64_t j, int64_t columns) { pack_gates(share, j, columns); });
+    });
+    for_packed<S>(share, projects ? s.projected : 0, [&](int64_t begin, int64_t end) {
+      pack_transposed(w.w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden,
+                      w_hr + (share.d * P_ + begin) * s.hidden);
+    });
+  }
+
+  void pack_gates(const Share& share, int64_t j, int64_t columns) {
+    const Weights<T>& w = p.weights[share.d];
+    for (int g = 0; g < G; ++g) {
+      int64_t unit = g * s.hidden + j;
+      if (packs) {
+        if (!packs_w_ih_late(share))
+          pack_gate(w.w_ih + unit * s.input, columns, s.input, pairs_of_x,
+                    w_ih + at(share.d, j, g, columns, s.input, pairs_of_x));
+        pack_gate(w.w_hh + unit * s.projected, columns, s.projected, pairs,
+                  w_hh + at(share.d, j, g, columns, s.projected, pairs));
       }
-    if (!projects) return;
-    grain = share.splits_units ? V::kLanes : kPanel<S>;
-    begin = part(s.projected, share.member, share.members, grain);
-    end = part(s.projected, share.member + 1, share.members, grain);
-    pack_transposed(w.w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden,
-                    w_hr + (share.d * P_ + begin) * s.hidden);
+      pack_bias(w.b_ih, unit, columns, b_ih + (share.d * G + g) * H_ + j);
+      pack_bias(w.b_hh, unit, columns, b_hh + (share.d * G + g) * H_ + j);
+    }
   }
 
   void pack_gate(const T* w, int64_t columns, int64_t k, bool in_pairs, S* packed) {
@@ -121,7 +123,8 @@ class Forward {
       multiply_unpacked(rows, columns, a, k, w + (g * s.hidden + j) * k, bias, c, c_stride);
   }
 
-  void walk(const Share& share) {
+  // From the walk's step `begin` on.
+  void walk(Share share, int64_t begin) {
     int d = share.d;
     Walk<T> walk{p, d, zeros};
     int64_t count = share.row_end - share.row, width = padded<S>(share.unit_end - share.unit);
@@ -135,11 +138,11 @@ class Forward {
     Buffer<S> gates_x(room * G * width), gates_r(kBlockRows * G * kPanel<S>);
     Buffer<S> panel(packs_w_ih_late(share) ? kPanel<S> * s.input : 0);
     Buffer<S> masked(p.h_mask ? count * padded<S>(s.projected) : 0);
-    for (int64_t n = share.row; kHasCell && n < share.row_end; ++n)
+    for (int64_t n = share.row; kHasCell && begin == 0 && n < share.row_end; ++n)
       widen_row(c + (d * s.rows + n) * H_ + share.unit, p.c0 + (d * s.rows + n) * s.hidden + share.unit,
                 share.unit_end - share.unit);
 
-    for (int64_t i = 0, next; i < s.steps; i = next) {
+    for (int64_t i = begin, next; i < s.steps; i = next) {
       int64_t chunk = 0;
       for (next = i; next < s.steps && chunk < chunk_rows; ++next)
         chunk += live_rows(share, walk, walk.step(next), rows + chunk);
@@ -155,7 +158,7 @@ class Forward {
         while (first + live < rows + chunk && first[live].index < p.batch.offsets[t + 1] &&
                first[live].index >= p.batch.offsets[t])
           ++live;
-        if (i > 0) share.meet_if_units_are_split();
+        if (i > begin && share.meet_or_take_over(s)) return this->walk(share, i);  // x meets all units
         take_step(share, walk, t, live, first, h, a, wide, masked, gates_r);
         first += live;
       }
@@ -184,9 +187,8 @@ class Forward {
   void project_input(const Share& share, int64_t rows, const S* const* x, S* panel, S* gates_x) {
     int64_t width = padded<S>(share.unit_end - share.unit);
     const T* w = p.weights[share.d].w_ih;
-    for (int64_t j = share.unit; j < share.unit_end; j += kPanel<S>)
+    for_panels<S>(share, share.unit, share.unit_end, s.hidden, false, [&](int64_t j, int64_t columns) {
       for (int g = 0; g < G; ++g) {
-        int64_t columns = least(share.unit_end - j, kPanel<S>);
         S* to = gates_x + g * width + j - share.unit;
         if (packs_w_ih_late(share)) {
           pack_gate(w + (g * s.hidden + j) * s.input, columns, s.input, pairs_of_x, panel);
@@ -196,6 +198,7 @@ class Forward {
           multiply_by(w, w_ih, pairs_of_x, b_ih, share.d, j, g, columns, rows, s.input, x, to, G * width);
         }
       }
+    });
   }
 
   void take_step(const Share& share, const Walk<T>& walk, int64_t t, int64_t live, const Row* rows, const T** h,
@@ -222,7 +225,7 @@ class Forward {
         multiply_row<S>(row, a[m], mask, s.projected);
       a[m] = row;
     }
-    for_panels<S>(share.unit, share.unit_end, t % 2, [&](int64_t j, int64_t columns) {
+    for_panels<S>(share, share.unit, share.unit_end, s.hidden, t % 2, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
         for (int64_t b = 0; b < block_rows; ++b) {
           int64_t place = rows[m + b].index * s.directions + d;
@@ -301,7 +304,7 @@ class Forward {
     share.meet_if_units_are_split();
     for (int64_t m = 0; m < live; ++m) h[m] = hidden_row(d, rows[m]);
     as_operands<T, S>(live, s.hidden, h, false, wide, a);
-    for_panels<S>(share.out, share.out_end, false, [&](int64_t j, int64_t columns) {
+    for_panels<S>(share, share.out, share.out_end, s.projected, false, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
         multiply<S>(block_rows, columns, a + m, s.hidden, w_hr + (d * P_ + j) * s.hidden, zero_bias, 0, tile,
                     kPanel<S>);

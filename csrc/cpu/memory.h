@@ -8,8 +8,9 @@
 
 namespace fusedrnn {
 
-void* take_scratch(size_t bytes);  // aligned to 64 bytes, uninitialised; throws std::bad_alloc
+void* take_scratch(size_t bytes);  // aligned to 64 bytes, uninitialised; throws a std::bad_alloc
 void return_scratch(void* block);  // from the thread that took it
+void release_scratch();            // what this thread keeps; each other gives up its own when it next takes some
 
 template <class E>
 class Buffer {

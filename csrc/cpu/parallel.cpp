@@ -5,10 +5,32 @@
 #include <omp.h>
 #endif
 
+#include <algorithm>
+#include <chrono>
+
 namespace fusedrnn {
 namespace {
 
 constexpr int kSpins = 500;
+constexpr uint32_t kPatience = 2000;  // microseconds a member may cost the others: a time slice of a scheduler, about
+constexpr int64_t kShortPause = 16'000, kLongPause = 1'000'000;  // microseconds
+
+int64_t microseconds() {
+  auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::microseconds>(now).count();
+}
+
+// Of all teams that meet in every step: when they may be tried again, and how long that was put off.
+std::atomic<int64_t> resumption{0}, latest_pause{0};
+
+// A pause is twice as long as the one before, unless that one has been over for a while.
+void pause_meetings() {
+  int64_t now = microseconds(), latest = latest_pause.load(std::memory_order_relaxed);
+  bool soon = now - resumption.load(std::memory_order_relaxed) < kLongPause;
+  latest = soon && latest ? std::min(2 * latest, kLongPause) : kShortPause;
+  latest_pause.store(latest, std::memory_order_relaxed);
+  resumption.store(now + latest, std::memory_order_relaxed);
+}
 
 void pause() {
 #if defined(__x86_64__)
@@ -39,20 +61,49 @@ void run_team(int64_t wanted, void (*run)(void*, int64_t, int64_t), void* contex
   });
 }
 
-void Barrier::meet(int64_t members) {
-  if (members == 1) return;
+bool meetings_pay() {
+  int64_t time = resumption.load(std::memory_order_relaxed);
+  return !time || microseconds() >= time;
+}
+
+void Barrier::start_clock() { start_ = static_cast<uint32_t>(microseconds()); }
+
+bool Barrier::meet(int64_t members, bool may_end) {
+  if (members == 1) return false;
   uint32_t phase = phase_.load(std::memory_order_relaxed);
+  if (phase & kClosed) throw Left();
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
     arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
+    bool ends = takes_too_long(phase, members) && may_end;
+    phase_.store((phase + 1) | (ends ? kClosed : 0), std::memory_order_release);
     phase_.notify_all();
-    return;
+    if (ends) pause_meetings();
+    return ends;
   }
-  for (int i = 0; i < kSpins; ++i) {
-    if (phase_.load(std::memory_order_acquire) != phase) return;
-    pause();
-  }
+  for (int i = 0; i < kSpins && phase_.load(std::memory_order_acquire) == phase; ++i) pause();
+  if (phase_.load(std::memory_order_acquire) == phase) sleep(phase);
+  if (phase_.load(std::memory_order_acquire) & kClosed) throw Left();
+  return false;
+}
+
+// No meeting can come to its end without the member that closes: only the one that all are waiting in, or the next.
+void Barrier::close() {
+  phase_.fetch_or(kClosed, std::memory_order_release);
+  phase_.notify_all();
+}
+
+void Barrier::sleep(uint32_t phase) {
+  uint64_t before = asleep_.load(std::memory_order_relaxed), now = static_cast<uint32_t>(microseconds());
+  if (before >> 32 != phase) asleep_.compare_exchange_strong(before, uint64_t{phase} << 32 | now);
   phase_.wait(phase, std::memory_order_acquire);
+}
+
+// Asked by the last to come. Whoever carries on alone takes `members` times as long as a team that never waits.
+bool Barrier::takes_too_long(uint32_t phase, int64_t members) {
+  uint64_t asleep = asleep_.load(std::memory_order_relaxed);
+  if (asleep >> 32 == phase) lost_ += static_cast<uint32_t>(microseconds()) - static_cast<uint32_t>(asleep);
+  if (lost_ < kPatience * (members - 1)) return false;
+  return lost_ > (static_cast<uint32_t>(microseconds()) - start_) / members * (members - 1);
 }
 
 }  // namespace fusedrnn

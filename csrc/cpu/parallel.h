@@ -10,7 +10,7 @@ int64_t max_threads();  // torch.get_num_threads(), or 1 where threads must not 
 void run_team(int64_t wanted, void (*run)(void* context, int64_t member, int64_t members), void* context);
 
 // Calls f(member, members) on each of `members` threads, which all run at the same time. There are as many as wanted,
-// at most max_threads(), or fewer.
+// at most max_threads(), or fewer. When all have ended, the first exception of any is thrown.
 template <class F>
 void team(int64_t wanted, F&& f) {
   run_team(
@@ -18,15 +18,44 @@ void team(int64_t wanted, F&& f) {
 }
 
 // Where the members of a team wait for the last one. Waiting spins for some 20 us, longer than threads drift apart in a
-// step, and then sleeps, so that a thread that lost its core to another process gets it back. With two busy processes
-// on two cores a call takes 2.1 times as long (LSTM, T=100, N=32, H=512) to 3.5 times (N=16, H=128).
+// step, and then sleeps, so that a thread that lost its core to another process gets it back.
+//
+// A team ends early where a member fails, and where waiting takes longer than the team saves: the others leave at their
+// next meeting, by an exception that does not get out of run().
 class Barrier {
  public:
-  void meet(int64_t members);
+  // What one member does: its meetings are in f.
+  template <class F>
+  void run(F&& f) {
+    try {
+      f();
+    } catch (const Left&) {
+    } catch (...) {
+      close();
+      throw;
+    }
+  }
+
+  void start_clock();  // before the first meeting that may end the team
+  // True for one member at most, where the team ends at this meeting, which the others have left for good.
+  bool meet(int64_t members, bool may_end = false);
+  bool ended() const { return phase_.load(std::memory_order_relaxed) & kClosed; }
 
  private:
+  struct Left {};
+  static constexpr uint32_t kClosed = uint32_t{1} << 31;
+
+  void close();
+  void sleep(uint32_t phase);
+  bool takes_too_long(uint32_t phase, int64_t members);
+
   std::atomic<uint32_t> arrived_{0};
-  alignas(64) std::atomic<uint32_t> phase_{0};
+  std::atomic<uint64_t> asleep_{0};  // the phase in which a member fell asleep first, and when
+  uint32_t start_ = 0, lost_ = 0;  // microseconds: when the team began, and how long others slept before the last came
+  alignas(64) std::atomic<uint32_t> phase_{1};
 };
+
+// Do meetings in every step pay now? Not for a while after a team was ended for its waiting.
+bool meetings_pay();
 
 }  // namespace fusedrnn

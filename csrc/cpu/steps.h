@@ -115,27 +115,58 @@ FUSEDRNN_FN void for_blocks(int64_t rows, int64_t most, F&& f) {
   }
 }
 
+// Member i's part of n things begins here; parts begin at multiples of `grain`.
+FUSEDRNN_FN int64_t part(int64_t n, int64_t i, int64_t members, int64_t grain) {
+  int64_t grains = (n + grain - 1) / grain;
+  return least(grains * i / members * grain, n);
+}
+
 // The part of one direction that one thread does: either some batch rows and all units from the first step to the last,
 // or some units of all rows; then its threads meet in every step.
 struct Share {
   int d;
   int64_t member, members;  // of the direction
-  bool splits_units;
-  int64_t row, row_end;    // batch rows
-  int64_t unit, unit_end;  // of H
-  int64_t out, out_end;    // of P
+  int64_t row, row_end;     // batch rows
+  int64_t unit, unit_end;   // of H
+  int64_t out, out_end;     // of P
+  int64_t parts;            // that units are split in, 1 where rows are
+  int64_t first, last;      // of these parts, its own
   Barrier* barrier;
 
+  bool splits_units() const { return parts > 1; }
   void meet() const { barrier->meet(members); }
   void meet_if_units_are_split() const {
-    if (splits_units) meet();
+    if (splits_units()) meet();
+  }
+  // The same where nobody is in the midst of anything. True if the others have left: from here on this member does it
+  // all.
+  bool meet_or_take_over(const Shape& s) {
+    if (!splits_units() || !barrier->meet(members, true)) return false;
+    member = 0, members = 1, first = 0, last = parts - 1;
+    unit = out = 0, unit_end = s.hidden, out_end = s.projected;
+    return true;
   }
 };
 
-// Member i's part of n things begins here; parts begin at multiples of `grain`.
-FUSEDRNN_FN int64_t part(int64_t n, int64_t i, int64_t members, int64_t grain) {
-  int64_t grains = (n + grain - 1) / grain;
-  return least(grains * i / members * grain, n);
+// Calls f(begin, end) for those of n columns that a thread packs: its own units where units are split, so that they
+// start out in its cache.
+template <class S, class F>
+void for_packed(const Share& share, int64_t n, F&& f) {
+  bool own = share.splits_units();
+  int64_t parts = own ? share.parts : share.members, grain = own ? Vec<S>::kLanes : kPanel<S>;
+  for (int64_t i = own ? share.first : share.member; i <= (own ? share.last : share.member); ++i)
+    f(part(n, i, parts, grain), part(n, i + 1, parts, grain));
+}
+
+// for_panels of a share's columns begin .. end of n: panels as they were packed, so they begin anew with each part.
+template <class S, class F>
+FUSEDRNN_FN void for_panels(const Share& share, int64_t begin, int64_t end, int64_t n, bool backwards, F&& f) {
+  for (int64_t i = share.first; i <= share.last; ++i) {
+    int64_t own = backwards ? share.first + share.last - i : i;
+    if (share.first < share.last)
+      begin = part(n, own, share.parts, Vec<S>::kLanes), end = part(n, own + 1, share.parts, Vec<S>::kLanes);
+    for_panels<S>(begin, end, backwards, f);
+  }
 }
 
 // Batch rows shared out by the steps they take: where member i's begin.
@@ -157,39 +188,61 @@ bool is_large(const Shape& s) {
   return Cell::kGates * s.hidden * s.projected * static_cast<int64_t>(sizeof(S)) > kCacheOfACore;
 }
 
-// Shares a layer out among threads and calls f(share) on each, for one direction after another where there are fewer
-// threads than directions. Rows are split where every thread's core can keep all of W_hh, as then no thread waits for
-// another before the end; units where it cannot or where rows are fewer than threads.
-template <class Cell, class T, class F>
-void share_out(const ScanParams<T>& p, double flops, F&& f) {
-  using S = Arithmetic<T>;
+// How a layer is shared out among threads: groups for its directions, and members of each for rows or units.
+struct Division {
+  int64_t groups, members;
+  int64_t parts;  // that units are split in, 1 where rows are
+};
+
+// Rows are split where every thread's core can keep all of W_hh, as then no thread waits for another before the end;
+// units where it cannot or where rows are fewer than threads.
+template <class Cell, class T>
+Division divide(const ScanParams<T>& p, double flops) {
   constexpr double kFlopsWorthAThread = 1e6, kFlopsWorthAMeeting = 3e4;
   const Shape& s = p.shape;
   double weights = static_cast<double>(Cell::kGates) * s.hidden * s.projected;
   int64_t wanted = flops < kFlopsWorthAThread ? 1 : max_threads(), groups = least(wanted, s.directions);
-  int64_t most = wanted / groups;  // members of a group
-  bool splits_units =
-      most > 1 && 2.0 * s.rows * weights > kFlopsWorthAMeeting * most && (s.rows < most || is_large<Cell, S>(s));
-  if (!splits_units) most = most < s.rows ? most : (s.rows > 0 ? s.rows : 1);
+  int64_t members = wanted / groups;
+  if (members > 1 && 2.0 * s.rows * weights > kFlopsWorthAMeeting * members &&
+      (s.rows < members || is_large<Cell, Arithmetic<T>>(s)) && meetings_pay())
+    return {groups, members, members};
+  return {groups, least(members, s.rows > 0 ? s.rows : 1), 1};
+}
+
+// Calls f(share) on each thread, for one direction after another where there are fewer threads than directions. Where
+// a team ends before its work, one member of a group is left for what comes after this call, too.
+template <class T, class F>
+void share_out(const ScanParams<T>& p, Division& division, F&& f) {
+  using S = Arithmetic<T>;
+  const Shape& s = p.shape;
+  int64_t parts = division.parts;
   Barrier barriers[2];
-  team(groups * most, [&](int64_t member, int64_t threads) {
+  if (parts > 1)
+    for (Barrier& barrier : barriers) barrier.start_clock();
+  team(division.groups * division.members, [&](int64_t member, int64_t threads) {
     int64_t groups = least(threads, s.directions), members = threads / groups, group = member / members;
     if (group >= groups) return;
+    member %= members;
     for (int d = static_cast<int>(group); d < s.directions; d += static_cast<int>(groups)) {
-      Share share{d, member % members, members,         splits_units && members > 1, 0, s.rows, 0, s.hidden,
-                  0, s.projected,      &barriers[group]};
-      if (share.splits_units) {
-        share.unit = part(s.hidden, share.member, members, Vec<S>::kLanes);
-        share.unit_end = part(s.hidden, share.member + 1, members, Vec<S>::kLanes);
-        share.out = part(s.projected, share.member, members, Vec<S>::kLanes);
-        share.out_end = part(s.projected, share.member + 1, members, Vec<S>::kLanes);
+      Share share{d, member, members, 0, s.rows, 0, s.hidden, 0, s.projected, parts, 0, 0, &barriers[group]};
+      if (parts > 1) {
+        int64_t first = part(parts, member, members, 1), end = part(parts, member + 1, members, 1);
+        share.first = first, share.last = end - 1;
+        share.unit = part(s.hidden, first, parts, Vec<S>::kLanes);
+        share.unit_end = part(s.hidden, end, parts, Vec<S>::kLanes);
+        share.out = part(s.projected, first, parts, Vec<S>::kLanes);
+        share.out_end = part(s.projected, end, parts, Vec<S>::kLanes);
       } else {
-        share.row = row_part(p, share.member, members);
-        share.row_end = row_part(p, share.member + 1, members);
+        share.row = row_part(p, member, members);
+        share.row_end = row_part(p, member + 1, members);
       }
-      f(share);
+      barriers[group].run([&] {
+        f(share);
+        share.meet_or_take_over(s);  // of one step, too, it shall be known how long the last was waited for
+      });
     }
   });
+  if (barriers[0].ended() || barriers[1].ended()) division.members = 1;
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -111,6 +111,7 @@ class Sums {
         w_hr(dw.w_hr, s.projected, s.hidden),
         H_(padded<S>(s.hidden)),
         bias(dw.b_ih || dw.b_hh ? Q * H_ : 0),
+        lost_of_bias(dw.b_ih || dw.b_hh ? Q * H_ : 0),
         x(dw.w_ih, room, s.input),
         h_before(dw.w_hh, room, s.projected),
         hidden(dw.w_hr, room, s.hidden),
@@ -160,7 +161,7 @@ class Sums {
       int64_t gate = q < G - 1 ? q : G - 1;
       for (int64_t j = begin; j < end; j += kBlockUnits) {
         int64_t units = least(end - j, kBlockUnits);
-        if (bias_wanted()) add_bias(dgates + q * H + j, steps.rows, units, bias + q * H_ + j, first);
+        if (bias_wanted()) add_bias(dgates + q * H + j, steps.rows, units, q * H_ + j, first, last);
         Columns a = columns(dgates + q * H + j, Q * H, steps.rows, units, pairs_of_rows);
         if (of_x) add_product(w_ih, gate * H + j, units, a, x, steps.rows, first, last);
         if (of_h) add_product(w_hh, gate * H + j, units, a, h_before, steps.rows, first, last);
@@ -221,22 +222,27 @@ class Sums {
     }
   }
 
-  // The sums of some columns, by short chains of additions. The product that comes next wants the same lines, which lie
-  // apart: they are asked for ahead (LSTM, T=100, N=16, H=128: a training call takes 0.99 of its time).
-  void add_bias(const E* from, int64_t rows, int64_t units, S* to, bool first) const {
-    constexpr int64_t kChain = 32, kAhead = 16;
+  // The sums of some columns, by short chains of additions, and what is lost where the chains' sums are added up: that
+  // is made good in the end (T=5000, H=16: their error is 0.5 to 0.6 of that of the plain sum of such chains). The
+  // product that comes next wants the same lines, which lie apart: they are asked for ahead (LSTM, T=100, N=16, H=128:
+  // a training call takes 0.99 of its time).
+  void add_bias(const E* from, int64_t rows, int64_t units, int64_t to, bool first, bool last) const {
+    constexpr int64_t kChain = 16, kAhead = 16;
     int64_t stride = Q * s.hidden;
-    for (int64_t m = 0; m < units; m += V::kLanes) {
-      V total(0);
+    for (int64_t m = 0; m < units; m += V::kLanes, to += V::kLanes) {
+      V total = first ? V(0) : V::load(bias + to), lost = first ? V(0) : V::load(lost_of_bias + to);
       for (int64_t k = 0; k < rows;) {
         V sum(0);
         for (int64_t end = least(k + kChain, rows); k < end; ++k) {
           __builtin_prefetch(from + (k + kAhead) * stride + m);
           sum = sum + V::load(from + k * stride + m, units - m);
         }
-        total = total + sum;
+        V next = total + sum, added = next - total;
+        lost = lost + ((total - (next - added)) + (sum - added));
+        total = next;
       }
-      (first ? total : V::load(to + m) + total).store(to + m);
+      if (last) total = where(lost <= lost, total + lost, total);  // beside an infinite total it is not a number
+      total.store(bias + to), lost.store(lost_of_bias + to);
     }
   }
 
@@ -260,8 +266,8 @@ class Sums {
   int64_t room;
   const WeightGrads<T>& dw;
   Sum<T> w_ih, w_hh, w_hr;
-  int64_t H_;      // H, padded to whole vectors
-  Buffer<S> bias;  // [Q, H_]
+  int64_t H_;                    // H, padded to whole vectors
+  Buffer<S> bias, lost_of_bias;  // [Q, H_]
   Rows<T> x, h_before, hidden;
   bool pairs;  // does dx multiply pairs?
   Matrix<T> w_ih_of_dx;

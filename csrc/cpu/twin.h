@@ -40,7 +40,13 @@ struct Twin {
   FUSEDRNN_FN friend Bits operator<=(Twin x, Twin y) { return {x.a <= y.a, x.b <= y.b}; }
   FUSEDRNN_FN friend Twin where(Bits m, Twin x, Twin y) { return {where(m.a, x.a, y.a), where(m.b, x.b, y.b)}; }
 
-  FUSEDRNN_FN static Twin clamp(Twin x, S max) { return {V::clamp(x.a, max), V::clamp(x.b, max)}; }
+  FUSEDRNN_FN static Twin max(Twin x, Twin y) { return {V::max(x.a, y.a), V::max(x.b, y.b)}; }
+  FUSEDRNN_FN static Twin min(Twin x, Twin y) { return {V::min(x.a, y.a), V::min(x.b, y.b)}; }
+  FUSEDRNN_FN static Twin minus_abs(Twin x) { return {V::minus_abs(x.a), V::minus_abs(x.b)}; }
+  FUSEDRNN_FN static Twin with_sign_of(Twin x, Twin magnitude) {
+    return {V::with_sign_of(x.a, magnitude.a), V::with_sign_of(x.b, magnitude.b)};
+  }
+  FUSEDRNN_FN static Twin reciprocal(Twin x) { return {V::reciprocal(x.a), V::reciprocal(x.b)}; }
   FUSEDRNN_FN static Twin power_of_two(Twin n) { return {V::power_of_two(n.a), V::power_of_two(n.b)}; }
 };
 
