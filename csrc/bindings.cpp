@@ -1,4 +1,5 @@
 // The border between torch and the kernels: check, allocate, fill ScanParams, call. No arithmetic.
+#include <ATen/autocast_mode.h>
 #include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/utils/pybind.h>
@@ -11,6 +12,7 @@
 #include "bindings_autograd.h"
 #include "bindings_cuda.h"
 #include "bindings_memory.h"
+#include "bindings_plain.h"
 #include "bindings_sums.h"
 #include "dispatch.h"
 #include "scan.h"
@@ -77,7 +79,7 @@ class Layer {
     shape.input = x.size(-1);
     shape.hidden = weights[0].size(0) / sizes.gates;
     steps(x, batch_sizes);
-    this->x = x.contiguous();
+    this->x = dense(x, "x");
     this->h0 = take(h0, state(shape.projected), "h0");
     if (has_cell_state()) {
       check(c0.has_value(), "an LSTM needs c0");
@@ -86,7 +88,7 @@ class Layer {
     if (reset_h) this->reset_h = take(*reset_h, this->h0.sizes(), "reset_h");
     if (reset_c) this->reset_c = take(*reset_c, this->c0.sizes(), "reset_c");
     if (lengths) this->lengths = take(*lengths, {shape.rows}, "lengths", at::kLong);
-    if (reset) this->reset = take(reset->flatten(), {shape.packed_rows}, "reset", at::kBool);
+    if (reset) this->reset = take(dense(*reset, "reset").flatten(), {shape.packed_rows}, "reset", at::kBool);
     take_weights(weights, count);
     check(!zone_c || has_cell_state(), "zone_c is for a cell with c");
     if (h_mask) this->h_mask = take(*h_mask, h0.sizes(), "h_mask");
@@ -137,19 +139,26 @@ class Layer {
     return size;
   }
 
+  // The values of t, one behind the other: only where they are in memory, and all of them.
+  static Tensor dense(const Tensor& t, const char* name) {
+    check(is_plain(t), name, " must be a dense tensor that holds its values itself, got one of ", t.key_set());
+    check_memory(t, name);
+    return t.contiguous();
+  }
+
   // A tensor as the drivers want it: dense, with this size and this layer's device and dtype.
   Tensor take(const Tensor& t, at::IntArrayRef size, const char* name, optional<at::ScalarType> dtype = {}) const {
     at::ScalarType wanted = dtype.value_or(options.dtype().toScalarType());
     check(t.scalar_type() == wanted, name, " must be ", wanted, ", got ", t.scalar_type());
     check(t.device() == options.device(), name, " must be on ", options.device(), ", got ", t.device());
     check(t.sizes() == size, name, " must be ", size, ", got ", t.sizes());
-    return t.contiguous();
+    return dense(t, name);
   }
 
   // A mask of every step, or one number.
   Tensor take_zone(const Tensor& t, int64_t width, const char* name) const {
     check(t.dim() || t.is_cpu(), name, " of one number must be on the CPU, got ", t.device());
-    return t.dim() ? take(t, sequence(width), name, at::kBool) : t.to(at::kDouble);
+    return t.dim() ? take(t, sequence(width), name, at::kBool) : dense(t, name).to(at::kDouble);
   }
 
   static Zone zone(const Tensor& t) {
@@ -176,7 +185,7 @@ class Layer {
       int64_t steps = one_step ? 1 : x.size(0);
       for (int64_t t = 0; t < steps; ++t) offsets.push_back(offsets.back() + shape.rows);
     } else {
-      Tensor step_rows = batch_sizes->to(at::kLong).contiguous();
+      Tensor step_rows = dense(*batch_sizes, "batch_sizes").to(at::kLong);
       check(step_rows.device().is_cpu() && step_rows.dim() == 1, "batch_sizes must be 1-D on the CPU");
       int64_t previous = shape.rows;
       for (int64_t t = 0; t < step_rows.size(0); ++t) {
@@ -221,7 +230,7 @@ std::vector<Tensor> fusedrnn::scan_forward(const std::string& mode, bool trainin
   Tensor c_n, c_steps, saved, hidden;
   if (layer.has_cell_state()) {
     c_n = layer.empty(layer.c0.sizes());
-    if (training || c_sequence) c_steps = layer.empty(layer.sequence(s.hidden));
+    if ((training && !layer.one_step) || c_sequence) c_steps = layer.empty(layer.sequence(s.hidden));
   }
   Tensor gates_x;
   if constexpr (kWithCuda)
@@ -284,12 +293,13 @@ std::vector<Tensor> fusedrnn::scan_backward(const std::string& mode, const Args&
     return t.defined() ? layer.take(t, size, name) : t;
   };
   Size y_size = layer.sequence(s.projected), c_size = layer.sequence(s.hidden);
-  Tensor y = layer.take(outputs[0], y_size, "y"), c_steps = given(outputs[1], c_size, "c_steps");
+  Tensor y = given(outputs[0], y_size, "y"), c_steps = given(outputs[1], c_size, "c_steps");
   Tensor saved = layer.take(outputs[2], {D, R, layer.sizes.saved, s.hidden}, "saved");
   Tensor hidden = given(outputs[3], {D, R, s.hidden}, "hidden");
   Tensor dy = given(grads[0], y_size, "dy"), dh_n = given(grads[1], layer.state(s.projected), "dh_n");
   Tensor dc_n = given(grads[2], layer.state(s.hidden), "dc_n"), dc_steps = given(grads[3], c_size, "dc_steps");
-  check(!layer.has_cell_state() || c_steps.defined(), "an LSTM needs c_steps");
+  check(layer.one_step || y.defined(), "more than one step needs y");
+  check(layer.one_step || !layer.has_cell_state() || c_steps.defined(), "an LSTM of more than one step needs c_steps");
   check(!layer.projects() || hidden.defined(), "a projection needs hidden");
   bool shifted = !layer.packed && !layer.lengths.defined() && !layer.reset.defined() && !layer.h_mask.defined();
   Tensor dh0 = layer.empty(layer.h0.sizes()), dc0, dreset_h, dreset_c;
@@ -351,7 +361,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("cuda_version") = pybind11::none();
 #endif
   m.def("cpu_capability", &cpu_capability, "The instruction set in use: DEFAULT, AVX2, AVX512 or AVX512_BF16.");
+  m.def("empty_cache", &empty_cache, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("plan", &layer_plan);
+  m.def("is_watched", &is_watched);
+  m.def("is_dispatched", [](const Tensor& t) { return is_dispatched(t); });
+  m.def("cached_cast",
+        [](const Tensor& t, at::ScalarType dtype) { return at::autocast::cached_cast(dtype, t, t.device().type()); });
   m.def("scan", &scan);
   m.def("set_gradients", &set_gradients);
   m.def("scan_forward", &scan_forward);

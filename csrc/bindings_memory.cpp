@@ -5,8 +5,16 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+#include <chrono>
 #include <mutex>
 #include <vector>
+
+#include "cpu/memory.h"
+#include "cpu/parallel.h"
 
 namespace fusedrnn {
 namespace {
@@ -19,10 +27,12 @@ struct Block {
   size_t bytes;
 };
 
-// Free blocks, the one freed last at the end. Nobody waits for the lock: whoever does not get it, as in a process that
-// was forked while it was held, asks the system.
+// Free blocks, the one freed last at the end. Nobody waits long for the lock: whoever does not get it, as in a process
+// that was forked while it was held, asks the system.
 class Pool {
  public:
+  Pool() { free_.reserve(kMostKept / kLarge + 1); }  // so that put() needs no memory
+
   Block take(size_t bytes) {
     if (std::unique_lock lock(mutex_, std::try_to_lock); lock) {
       auto best = free_.end();
@@ -50,8 +60,16 @@ class Pool {
     }
   }
 
+  void empty() {
+    std::unique_lock lock(mutex_, std::chrono::milliseconds(100));
+    if (!lock) return;
+    for (Block block : free_) c10::free_cpu(block.data);
+    free_.clear();
+    kept_ = 0;
+  }
+
  private:
-  std::mutex mutex_;
+  std::timed_mutex mutex_;
   std::vector<Block> free_;
   size_t kept_ = 0;
 };
@@ -87,6 +105,14 @@ at::Tensor empty(at::IntArrayRef size, const at::TensorOptions& options) {
   if (!options.device().is_cpu() || bytes < kLarge) return at::empty(size, options);
   return at::Tensor(at::detail::empty_generic(size, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
                                               options.dtype().toScalarType(), std::nullopt));
+}
+
+void empty_cache() {
+  pool().empty();
+  team(max_threads(), [](int64_t, int64_t) { release_scratch(); });
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 }  // namespace fusedrnn

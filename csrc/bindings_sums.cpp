@@ -19,7 +19,7 @@ std::vector<Tensor> sum_over_steps(const Tensor& x, const Tensor& h0, const Tens
   int64_t D = dgates.size(0), R = dgates.size(1), H = dgates.size(3), P = h0.size(-1), GH = weights[0].size(0);
   size_t count = weights.size() / D;
   int64_t shared = GH - H;  // dr differs from dx in its last gate at most, the last plane then
-  Tensor rows = x.reshape({R, x.size(-1)}), outputs = y.reshape({R, D, P}), initial = h0.reshape({D, h0.size(-2), P});
+  Tensor rows = x.reshape({R, x.size(-1)}), initial = h0.reshape({D, h0.size(-2), P});
   int64_t N = std::min(initial.size(1), R);
   std::vector<Tensor> found(1 + weights.size());
   if (wanted[0]) found[0] = at::empty(x.sizes(), x.options());
@@ -51,15 +51,15 @@ std::vector<Tensor> sum_over_steps(const Tensor& x, const Tensor& h0, const Tens
         product(own[1].slice(0, shared), planes.slice(1, GH));
       };
       // The first step begins with the initial state, the others with y of N rows before; direction 1 from the end.
-      Tensor states = outputs.select(1, d);
+      auto states = [&](int64_t from, int64_t to) { return y.reshape({R, D, P}).select(1, d).slice(0, from, to); };
       if (h_prev) {
         add(0, R, (*h_prev)[d], true);
       } else if (d == 0) {
         add(0, N, initial[d].slice(0, 0, N), true);
-        if (N < R) add(N, R, states.slice(0, 0, R - N), false);
+        if (N < R) add(N, R, states(0, R - N), false);
       } else {
         add(R - N, R, initial[d].slice(0, 0, N), true);
-        if (N < R) add(0, R - N, states.slice(0, N, R), false);
+        if (N < R) add(0, R - N, states(N, R), false);
       }
     }
     if (count >= 4 && own[2].defined()) at::sum_out(own[2], dgates_x, 0);

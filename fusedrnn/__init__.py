@@ -3,6 +3,7 @@
 from .batch import episode_starts
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .convert import convert, to_torch
+from .kernels import empty_cache
 from .modules import FusedGRU, FusedLSTM, FusedRNN
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = [
     "FusedRNN",
     "FusedRNNCell",
     "convert",
+    "empty_cache",
     "episode_starts",
     "to_torch",
 ]

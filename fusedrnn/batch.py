@@ -1,4 +1,4 @@
-"""The forms in which sequences come (padded, batch first, unbatched, packed) and the masks that belong to them."""
+"""The forms in which sequences come (padded, batch first, unbatched, packed, nested) and their masks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ class Batch:
     back = None  # and the other way round
     batched = True
     batch_first = False
+    nested = None  # the input, where it is a nested tensor
+    lengths = None  # nested: [N]
 
     def __init__(self, x: Tensor, rows: int):
         self.x = x  # [T, N, I], packed [R, I]
@@ -35,25 +37,27 @@ class Batch:
             return None
         if self.batch_sizes is not None:
             return PackedSequence(y, self.batch_sizes, self.order, self.back)
+        if self.nested is not None:
+            return self._nest(y)
         if not self.batched:
             return y.squeeze(1)
         return y.transpose(0, 1) if self.batch_first else y
 
+    def _nest(self, y: Tensor) -> Tensor:
+        """[N, j1, D*P] with the very offsets of the input, so that both have the same ragged size."""
+        offsets, total, (T, N) = self.nested.offsets(), self.nested.values().size(0), y.shape[:2]
+        row = torch.arange(N, device=y.device).repeat_interleave(self.lengths, output_size=total)
+        step = torch.arange(total, device=y.device) - offsets.index_select(0, row)
+        values = y.flatten(0, 1).index_select(0, step * N + row)
+        return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=T)
+
 
 def make_batch(input: Tensor | PackedSequence, batch_first: bool) -> Batch | None:
     """None where the input has not the form of sequences."""
-    if isinstance(input, PackedSequence):
-        x, batch_sizes, order, back = input
-        if x.dim() != 2 or batch_sizes.dtype != torch.int64:
-            return None
-        sizes = batch_sizes.tolist()
-        first = sizes[0] if sizes else 0
-        rows = first if order is None else order.numel()
-        if sum(sizes) != x.size(0) or first > rows or sizes != sorted(sizes, reverse=True):
-            return None
-        batch = Batch(x, rows)
-        batch.batch_sizes, batch.order, batch.back = batch_sizes, order, back
-        return batch
+    if not isinstance(input, Tensor):
+        return _make_packed(input) if isinstance(input, PackedSequence) else None
+    if input.is_nested:
+        return _make_nested(input)
     dims = input.dim()
     if dims == 3:
         x = input.transpose(0, 1) if batch_first else input
@@ -65,6 +69,41 @@ def make_batch(input: Tensor | PackedSequence, batch_first: bool) -> Batch | Non
         batch.batched = False
         return batch
     return None
+
+
+def _make_packed(input: PackedSequence) -> Batch | None:
+    x, batch_sizes, order, back = input
+    if x.dim() != 2 or batch_sizes.dtype != torch.int64:
+        return None
+    sizes = batch_sizes.tolist()
+    first = sizes[0] if sizes else 0
+    rows = first if order is None else order.numel()
+    if sum(sizes) != x.size(0) or first > rows or sizes != sorted(sizes, reverse=True):
+        return None
+    if order is None and sizes and torch._C._get_tracing_state() is not None:
+        rows = batch_sizes[0]  # the trace would keep a number for ever
+    batch = Batch(x, rows)
+    batch.batch_sizes, batch.order, batch.back = batch_sizes, order, back
+    return batch
+
+
+def _make_nested(input: Tensor) -> Batch:
+    """[N, j1, I] whatever batch_first says: the ragged dimension cannot come first."""
+    if input.layout != torch.jagged or input.dim() != 3 or input._ragged_idx != 1 or input.lengths() is not None:
+        raise ValueError(
+            "a nested input must be of layout torch.jagged, [N, ragged steps, features] and contiguous, "
+            f"got {describe(input)}"
+        )
+    batch = Batch(_pad(input), input.size(0))
+    batch.nested, batch.lengths = input, input.offsets().diff()
+    return batch
+
+
+def _pad(nested: Tensor) -> Tensor:
+    """[T, N, ...] from [N, j1, ...], with zeros behind the ends."""
+    if nested.size(0):
+        nested._get_max_seqlen()  # it is kept then; to_padded_tensor takes the sum of all lengths where none is
+    return torch.nested.to_padded_tensor(nested, 0.0).transpose(0, 1)
 
 
 def fits(t, size: tuple[int, ...], w: Tensor) -> bool:
@@ -79,14 +118,20 @@ def fits(t, size: tuple[int, ...], w: Tensor) -> bool:
 
 def describe(value) -> str:
     if isinstance(value, Tensor):
-        return f"{value.dtype} {list(value.shape)} on {value.device}"
+        return f"{value.dtype} {_size(value)} on {value.device}"
     return f"a {type(value).__name__} of {len(value)}" if isinstance(value, (tuple, list)) else repr(value)
+
+
+def _size(t: Tensor) -> list[int] | str:
+    return "nested, of layout torch.strided," if t.is_nested and t.layout == torch.strided else list(t.shape)
 
 
 def take_lengths(lengths: Tensor, batch: Batch) -> Tensor:
     """lengths [N]. What stands behind the ends, be it NaN, is taken out of batch.x."""
     if batch.batch_sizes is not None:
         raise ValueError("lengths cannot be given together with a PackedSequence, which has its own")
+    if batch.lengths is not None:
+        raise ValueError("lengths cannot be given together with a nested tensor, which has its own")
     x, wanted = batch.x, [batch.rows] if batch.batched else []
     if not (
         isinstance(lengths, Tensor)
@@ -123,15 +168,14 @@ def take_reset(reset: Tensor | PackedSequence, batch: Batch) -> Tensor:
         if batch.batch_sizes is None or not torch.equal(reset.batch_sizes, batch.batch_sizes):
             raise ValueError("reset can be a PackedSequence only beside an input packed with the same batch_sizes")
         reset = reset.data
-    wanted = list(x.shape[:-1]) if batch.batched else [x.size(0)]
+    wanted = list((x if batch.nested is None else batch.nested).shape[:-1]) if batch.batched else [x.size(0)]
     wanted = wanted[::-1] if batch.batch_first else wanted
     if not (
-        isinstance(reset, Tensor)
-        and reset.dtype == torch.bool
-        and list(reset.shape) == wanted
-        and reset.device == x.device
+        isinstance(reset, Tensor) and reset.dtype == torch.bool and _size(reset) == wanted and reset.device == x.device
     ):
         raise ValueError(f"reset must be torch.bool {wanted} on {x.device}, got {describe(reset)}")
+    if batch.nested is not None:
+        return _pad(reset)
     if not batch.batched:
         return reset.unsqueeze(1)
     return reset.transpose(0, 1) if batch.batch_first else reset
@@ -149,8 +193,8 @@ def take_reset_state(reset_state, batch: Batch, like: tuple[Tensor, ...], names:
             raise ValueError(f"reset_state must be {state.dtype} on {state.device}, got {describe(s)}")
         try:
             s = s.expand(shape)
-        except RuntimeError:
-            raise ValueError(f"reset_state must broadcast to {shape}, got {describe(s)}") from None
+        except RuntimeError as error:
+            raise ValueError(f"reset_state must broadcast to {shape}, got {describe(s)}: {error}") from None
         found.append(batch.take_state(s))
     return found
 
@@ -168,7 +212,13 @@ def episode_starts(dones: Tensor, batch_first: bool = False, first: bool | Tenso
 
     Example::
 
-        >>> output, hx = lstm(observations, hx, reset=fusedrnn.episode_starts(dones, first=dones_before))
+        >>> fusedrnn.episode_starts(torch.tensor([0, 1, 0, 0]))
+        tensor([False, False,  True, False])
+
+        >>> lstm, hx, dones_before = fusedrnn.FusedLSTM(8, 16), None, True
+        >>> for observations, dones in [(torch.randn(20, 4, 8), torch.rand(20, 4) < 0.1)] * 3:
+        ...     output, hx = lstm(observations, hx, reset=fusedrnn.episode_starts(dones, first=dones_before))
+        ...     dones_before = dones[-1]
     """
     if not isinstance(dones, Tensor) or dones.dim() not in (1, 2):
         raise ValueError(f"dones must be a tensor with one or two dimensions, got {describe(dones)}")

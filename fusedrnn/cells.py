@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.types import Device
 
+from . import twin
 from .batch import fits
 from .scan import scan
 
 
 def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, h: Tensor | None, c: Tensor | None):
     """h and c after one step, or None where something does not fit: then torch.nn says what."""
+    if not isinstance(x, Tensor):
+        return None
     own = cell._parameters  # asked first: nn.Module's getattr takes four times as long
     try:
         weights = [own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]]
@@ -24,6 +29,8 @@ def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, h: Tensor | None, c: Tenso
         return None
     size = x.shape[0], cell.hidden_size
     if not fits(x, (size[0], cell.input_size), w):
+        if x.is_meta != w.is_meta:  # torch.nn's cells would multiply by what is not there
+            raise RuntimeError(f"Expected input and parameters on one device, got {x.device} and {w.device}")
         return None
     if h is None:
         h = x.new_zeros(size)
@@ -34,6 +41,12 @@ def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, h: Tensor | None, c: Tenso
     if dims == 1:
         h, c = h.squeeze(0), None if c is None else c.squeeze(0)
     return h, c
+
+
+def _ask_torch(cell: nn.RNNCellBase, input, hx):
+    """What torch.nn makes of arguments that do not fit: nearly always an error, with its message."""
+    leaf = twin.leaf(cell, input, hx, {})
+    return cell.torch_class.forward(cell, input, hx) if leaf is None else leaf
 
 
 class FusedLSTMCell(nn.RNNCellBase):
@@ -58,21 +71,36 @@ class FusedLSTMCell(nn.RNNCellBase):
     Outputs: h', c', each (N, H) or (H).
 
     Attributes:
-        weight_ih (4*H, I), weight_hh (4*H, H), bias_ih (4*H), bias_hh (4*H), in the gate order i, f, g, o; initialised
-        from :math:`\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})`.
+        weight_ih: (4*H, I), in the gate order i, f, g, o.
+        weight_hh: (4*H, H).
+        bias_ih: (4*H).
+        bias_hh: (4*H).
+
+    Initial values are drawn from :math:`\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})`.
 
     Source: Hochreiter & Schmidhuber, Long short-term memory, 1997; forget gate: Gers et al., Learning to forget, 2000.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+    torch_class = nn.LSTMCell
+    __prepare_scriptable__ = twin.scriptable
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.RNNCellBase.__init__(self, input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        found = None
         if hx is None:
             found = _step(self, "LSTM", input, None, None)
-        else:
-            found = _step(self, "LSTM", input, *hx) if len(hx) == 2 else None
-        return nn.LSTMCell.forward(self, input, hx) if found is None else found
+        elif isinstance(hx, (tuple, list)) and len(hx) == 2:
+            found = _step(self, "LSTM", input, *hx)
+        return _ask_torch(self, input, hx) if found is None else found
 
 
 class FusedGRUCell(nn.RNNCellBase):
@@ -97,19 +125,33 @@ class FusedGRUCell(nn.RNNCellBase):
     Outputs: h' (N, H) or (H).
 
     Attributes:
-        weight_ih (3*H, I), weight_hh (3*H, H), bias_ih (3*H), bias_hh (3*H), in the gate order r, z, n; initialised
-        from :math:`\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})`.
+        weight_ih: (3*H, I), in the gate order r, z, n.
+        weight_hh: (3*H, H).
+        bias_ih: (3*H).
+        bias_hh: (3*H).
+
+    Initial values are drawn from :math:`\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})`.
 
     Source: Cho et al., Learning phrase representations using RNN encoder-decoder, 2014, with the reset gate behind the
     recurrent product as in :class:`torch.nn.GRUCell`.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+    torch_class = nn.GRUCell
+    __prepare_scriptable__ = twin.scriptable
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.RNNCellBase.__init__(self, input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         found = _step(self, "GRU", input, hx, None)
-        return nn.GRUCell.forward(self, input, hx) if found is None else found[0]
+        return _ask_torch(self, input, hx) if found is None else found[0]
 
 
 class FusedRNNCell(nn.RNNCellBase):
@@ -134,21 +176,33 @@ class FusedRNNCell(nn.RNNCellBase):
     Outputs: h' (N, H) or (H).
 
     Attributes:
-        weight_ih (H, I), weight_hh (H, H), bias_ih (H), bias_hh (H); initialised from
-        :math:`\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})`.
+        weight_ih: (H, I).
+        weight_hh: (H, H).
+        bias_ih: (H).
+        bias_hh: (H).
+
+    Initial values are drawn from :math:`\mathcal{U}(-1/\sqrt{H}, 1/\sqrt{H})`.
 
     Source: Elman, Finding structure in time, 1990.
     """
 
+    torch_class = nn.RNNCell
+    __prepare_scriptable__ = twin.scriptable
     __constants__ = [*nn.RNNCellBase.__constants__, "nonlinearity"]
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh", device=None, dtype=None
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        nn.RNNCellBase.__init__(self, input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         mode = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}.get(self.nonlinearity)
         found = _step(self, mode, input, hx, None) if mode else None
-        return nn.RNNCell.forward(self, input, hx) if found is None else found[0]
+        return _ask_torch(self, input, hx) if found is None else found[0]

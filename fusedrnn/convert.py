@@ -7,7 +7,8 @@ import warnings
 from torch import nn
 
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
-from .modules import REGULARISERS, FusedGRU, FusedLSTM, FusedRNN
+from .modules import FusedGRU, FusedLSTM, FusedRNN
+from .twin import rates
 
 FUSED = {
     nn.LSTM: FusedLSTM,
@@ -29,8 +30,14 @@ def convert(model: nn.Module) -> nn.Module:
 
     Example::
 
-        >>> model = fusedrnn.convert(model)
-        >>> torch.save(fusedrnn.to_torch(model).state_dict(), path)
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.GRU(8, 16))
+        >>> fusedrnn.convert(model)
+        Sequential(
+          (0): Embedding(50, 8)
+          (1): FusedGRU(8, 16)
+        )
+        >>> fusedrnn.to_torch(model)[1]
+        GRU(8, 16)
     """
     return _swap(model, FUSED)
 
@@ -43,9 +50,7 @@ def to_torch(model: nn.Module) -> nn.Module:
     """
     for name, module in model.named_modules():
         twin = TORCH.get(type(module))
-        rates = {rate: value for rate in REGULARISERS if twin and (value := getattr(module, rate, 0))}
-        if rates:
-            own = ", ".join(f"{rate}={value}" for rate, value in rates.items())
+        if twin and (own := rates(module)):
             raise ValueError(
                 f"{name or 'the model itself'} has {own}, which torch.nn.{twin.__name__} cannot do; set it to 0 first"
             )

@@ -44,16 +44,48 @@ def forward(mode: str, training: bool, c_sequence: bool, args: Sequence[Tensor |
 
 
 def scan(mode: str, c_sequence: bool, recompute: bool, args: Sequence[Tensor | None], weights: Sequence[Tensor]):
-    """Returns y, h_n, c_n and, where asked for, c of every step, as the outputs of one node of autograd."""
-    return _C.scan(mode, c_sequence, recompute, args, weights)
+    """Returns y, h_n, c_n and, where asked for, c of every step, as the outputs of one node of autograd.
+
+    None, and nothing is done, where a tensor is not of exactly PyTorch's type, dense and holding its values itself, on
+    a device and x of a dtype with kernels; where a mode, tracer, function transform or forward-mode derivative is
+    active; and without the extension.
+    """
+    return _C.scan(mode, c_sequence, recompute, args, weights) if _C is not None else None
+
+
+def is_dispatched(t: Tensor) -> bool:
+    """Does the dispatcher make a tensor that the kernels can read of t, or not let it come to them?
+
+    Not so of wrappers in Python, batches of vmap, or sparse, quantised and nested tensors.
+    """
+    return _C.is_dispatched(t)
 
 
 def set_gradients(gradients) -> None:
-    """Who makes the gradients of :func:`scan`: gradients(mode, args, weights, outputs, grads, wanted), with y, c of
-    every step, saved and hidden as outputs.
+    """Who makes the gradients of :func:`scan`: gradients(mode, args, weights, outputs, grads, wanted, plain), with y, c
+    of every step, saved and hidden as outputs. plain: nothing would have kept :func:`scan` from reading any of them.
     """
     if _C is not None:
         _C.set_gradients(gradients)
+
+
+def cached_cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t in this dtype; a parameter's copy is kept until autocast ends, as those that autocast makes itself.
+
+    Not under a tracer, a mode or a function transform, which must see the conversion each time.
+    """
+    return t.to(dtype) if _C is None or _C.is_watched() else _C.cached_cast(t, dtype)
+
+
+def empty_cache() -> None:
+    """Gives back to the system what CPU kernels keep from one call to the next.
+
+    That is memory of tensors that are gone, up to 256 MiB in all, and scratch memory, up to 64 MiB a thread. Other
+    Python threads that call layers give up their scratch memory at their next call. Later calls work as before; the
+    first of them is slower. For memory of CUDA devices, see :func:`torch.cuda.empty_cache`.
+    """
+    if _C is not None:
+        _C.empty_cache()
 
 
 def projected_weight(weights: Sequence[Tensor], directions: int) -> bool:
@@ -64,10 +96,13 @@ def projected_weight(weights: Sequence[Tensor], directions: int) -> bool:
 def gradients(mode, args, weights, y, c_steps, saved, hidden, grads, wanted) -> list[Tensor | None]:
     """Gradients of x, h0, c0, reset_h, reset_c and the weights, each None where not wanted.
 
-    Without ``saved`` the gates are made again first.
+    Without ``saved`` the gates are made again first: from the states of all steps by one GEMM, or by another forward
+    pass where an LSTM has no ``c_steps``, or where there is only one step.
     """
     with _rnn_precision(args[0]):
-        if saved is None:
+        if saved is None and (args[1].dim() == 2 or args[2] is not None and c_steps is None):
+            y, _, _, c_steps, saved, hidden = forward(mode, True, False, args, weights)
+        elif saved is None:
             saved, hidden = _rebuild(mode, args, weights, y, c_steps)
         return _C.scan_backward(mode, args, weights, (y, c_steps, saved, hidden), grads, wanted)
 

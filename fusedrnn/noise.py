@@ -62,11 +62,15 @@ def draw(after: Tensor, like: list[Tensor], rates: list[float]) -> list[Tensor]:
 def _draw(after: Tensor, like: list[Tensor], rates: list[float]) -> list[Tensor]:
     masks = []
     for t, rate in zip(like, rates, strict=True):
-        mask = torch.empty_like(t, requires_grad=False)
-        if t.dtype == torch.bool:
-            masks.append(mask.bernoulli_(rate))
+        if torch._C._are_functorch_transforms_active():
+            # vmap draws for each example, or once, where all share the argument and the call is not in place
+            blank = torch.empty(t.shape, dtype=t.dtype, device=t.device)
         else:
-            masks.append(mask.bernoulli_(1 - rate).div_(1 - rate) if rate < 1 else mask.zero_())
+            blank = torch.empty_like(t, requires_grad=False)
+        if t.dtype == torch.bool:
+            masks.append(blank.bernoulli(rate))
+        else:
+            masks.append(blank.bernoulli(1 - rate).div_(1 - rate) if rate < 1 else blank.zero_())
     return masks
 
 

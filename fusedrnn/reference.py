@@ -65,12 +65,10 @@ def scan(
     zone_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Same arguments and results as :func:`fusedrnn.scan.scan`."""
-    if h0.dim() == 2:  # one step
-        steps = scan(mode, *(None if t is None else t.unsqueeze(0) for t in (x, h0, c0)), weights)
-        return tuple(None if t is None else t.squeeze(0) for t in steps)
+    if h0.dim() == 2:
+        return _one_step(mode, x, h0, c0, weights)
     directions, rows = h0.shape[:2]
     sizes = [rows] * x.size(0) if batch_sizes is None else batch_sizes.tolist()
-    packed_x = x.flatten(0, 1) if batch_sizes is None else x
     packed_reset = reset.flatten() if reset is not None else None
     states = [[None] * directions if s is None else s.unbind() for s in (h0, c0, reset_h, reset_c, h_mask)]
     zones = [
@@ -78,7 +76,7 @@ def scan(
         for z in (zone_h, zone_c)
     ]
     runs = [
-        _run(mode, packed_x, w, sizes, lengths, packed_reset, *own, backwards=d == 1)
+        _run(mode, x, w, sizes, lengths, packed_reset, *own, backwards=d == 1)
         for d, (w, *own) in enumerate(zip(split_weights(weights, directions), *states, *zones, strict=True))
     ]
     y, h_n, c_n, c_sequence = zip(*runs, strict=True)
@@ -92,10 +90,17 @@ def scan(
     )
 
 
+def _one_step(mode, x, h0, c0, weights):
+    ((w_ih, w_hh, b_ih, b_hh, w_hr),) = split_weights(weights, 1)
+    h, c = CELLS[mode](F.linear(x, w_ih, b_ih), F.linear(h0, w_hh, b_hh), h0, c0)
+    h = h.clone() if w_hr is None else F.linear(h, w_hr)  # what autograd saved stays when the caller changes h in place
+    return h, h, c, c
+
+
 def _run(
     mode, x, weights, sizes, lengths, reset, h0, c0, reset_h, reset_c, h_mask, zone_h, zone_c, backwards
 ):  # fmt: skip
-    """One direction: packed rows x [R, I]; step t owns the next sizes[t] rows."""
+    """One direction. Packed, x is [R, I] and step t owns the next sizes[t] rows."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     cell = CELLS[mode]
     h, c = h0, h0 if c0 is None else c0
@@ -104,12 +109,12 @@ def _run(
     starts = [0]
     for size in sizes:
         starts.append(starts[-1] + size)
-    gates_x = F.linear(x, w_ih, b_ih)
+    gates_x = F.linear(x, w_ih, b_ih).flatten(0, -2)
     steps = len(sizes)
     ys, cs = [None] * steps, [None] * steps
     for t in reversed(range(steps)) if backwards else range(steps):
         n, begin = sizes[t], starts[t]
-        h_before, c_before = h_prev, c_prev = h[:n], c[:n]
+        h_before, c_before = h_prev, c_prev = [s if n == s.size(0) else s[:n] for s in (h, c)]
         cut = None if reset is None else _cut_before(t, n, sizes, starts, lengths, reset, backwards)
         if cut is not None:
             h_prev = torch.where(cut, zero_h[:n], h_prev)
@@ -125,9 +130,9 @@ def _run(
             alive = (t < lengths[:n]).unsqueeze(1)
             ys[t], cs[t] = h_t.where(alive, 0), c_t.where(alive, 0)
             h_t, c_t = torch.where(alive, h_t, h_before), torch.where(alive, c_t, c_before)
-        h, c = torch.cat([h_t, h[n:]]), torch.cat([c_t, c[n:]])
+        h, c = [new if n == old.size(0) else torch.cat([new, old[n:]]) for new, old in ((h_t, h), (c_t, c))]
     y = torch.cat(ys) if ys else x.new_zeros(0, h0.size(1))
-    c_sequence = torch.cat(cs) if cs else x.new_zeros(0, c.size(1))
+    c_sequence = None if c0 is None else torch.cat(cs) if cs else x.new_zeros(0, c.size(1))
     return y, h.clone() if h is h0 else h, c.clone() if c is c0 else c, c_sequence
 
 
@@ -152,6 +157,19 @@ def _cut_before(t, n, sizes, starts, lengths, reset, backwards):
     if lengths is not None:
         cut = cut & (step < lengths[: cut.size(0)])
     return F.pad(cut, (0, n - cut.size(0))).unsqueeze(1)
+
+
+def torch_layer(mode: str, x: Tensor, h0: Tensor, c0: Tensor | None, weights: list[Tensor]):
+    """y, h_n and c_n of PyTorch's own layer or cell; padded input, no projection, no option."""
+    directions, state = h0.size(0) if h0.dim() == 3 else 1, h0 if c0 is None else [h0, c0]
+    if h0.dim() == 2:
+        cell = {"LSTM": torch.lstm_cell, "GRU": torch.gru_cell}.get(mode)
+        found = (cell or getattr(torch, mode.lower() + "_cell"))(x, state, *weights)
+        return (found, None, None) if c0 is None else (found[0], None, found[1])
+    run = {"LSTM": torch.lstm, "GRU": torch.gru}.get(mode) or getattr(torch, mode.lower())
+    biased = len(weights) // directions == 4
+    y, *states = run(x, state, list(weights), biased, 1, 0.0, False, directions == 2, False)
+    return y, states[0], states[1] if c0 is not None else None
 
 
 def gradients(mode, args, weights, grads, wanted) -> list[Tensor | None]:
