@@ -10,7 +10,7 @@ BIN := .venv/bin
 stamp = $1/.$(shell printf %s "$2" | tr -c 'A-Za-z0-9.' _)
 TORCH_STAMP := $(call stamp,.venv,$(TORCH))
 SOURCES := $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
-CUDA_ON_CPU := $(wildcard $(foreach kind,*.h *.cpp *.cu,tests/cuda_on_cpu/$(kind) tests/cuda_on_cpu/*/$(kind)))
+RUN_ALONE := $(wildcard $(foreach kind,*.h *.cpp *.cu,$(foreach at,tests/c*/ tests/c*/*/,$(at)$(kind))))
 ASAN := build/asan
 # The oldest torch that will do, as a CUDA build: the registry's is one. It is 4 GB, in an environment of its own.
 CUDA_TORCH ?= torch==2.11.0
@@ -30,7 +30,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test demo bench lint asan mutants cuda-check cuda-build clean
+.PHONY: help build test test-quick demo bench docs lint asan mutants cuda-check cuda-build clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s'#'
@@ -38,8 +38,12 @@ help: ## this list
 
 build: .venv/.built ## compile the extension into .venv; only what changed
 
-test: build ## all tests (ARGS="-k lstm")
-	$(BIN)/python -m pytest -q $(ARGS)
+test: build ## all tests (ARGS="-k lstm"), and the branches of fusedrnn/ that none of them takes
+	$(BIN)/coverage run -m pytest -q $(ARGS)
+	$(BIN)/coverage report
+
+test-quick: build ## the tests that take no longer than two minutes together
+	$(BIN)/python -m pytest -q -m 'not slow' $(ARGS)
 
 demo: build ## train a character LSTM on real text, beside torch.nn.LSTM (ARGS="--help")
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -48,10 +52,15 @@ bench: build .venv/.bench ## time named shapes against torch.nn and others (ARGS
 	@test -f benchmarks/bench.py || { echo 'make bench: benchmarks/bench.py does not exist yet'; exit 1; }
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
-lint: .venv/.lint ## ruff and clang-format, changing nothing
+docs: build .venv/.docs ## the documentation as HTML, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+	@echo 'Documentation: build/docs/index.html'
+
+lint: .venv/.lint ## ruff, clang-format and mypy on a user's script, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(CUDA_ON_CPU) benchmarks/roof.cpp
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(RUN_ALONE) benchmarks/roof.cpp
+	$(BIN)/mypy
 
 asan: build ## the tests of scan under AddressSanitizer and UBSan, in build/asan
 	$(call copy_to,$(ASAN))
@@ -60,8 +69,8 @@ asan: build ## the tests of scan under AddressSanitizer and UBSan, in build/asan
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_scan.py $(ARGS)
 
-mutants: build ## break the CUDA kernels in every place that a test must notice, and list the survivors (ARGS="--help")
-	$(BIN)/python tests/cuda_on_cpu/mutants.py $(ARGS)
+mutants: build ## break the kernels in every place that a test must notice, and list the survivors (ARGS="--help")
+	$(BIN)/python tests/mutation.py $(ARGS)
 
 cuda-check: ## compile every CUDA kernel for sm_80 and sm_90: no warning, no spill (needs nvcc, no GPU)
 	.ci/cuda-check
@@ -113,8 +122,12 @@ $(TORCH_STAMP): | .venv/bin/python
 	$(BIN)/pip install -q -c .venv/torch.txt 'fusedrnn[bench]'
 	touch $@
 
-.venv/.lint: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install -q $$(sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",' )
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install -q -c .venv/torch.txt 'fusedrnn[docs]'
+	touch $@
+
+.venv/.lint: $(TORCH_STAMP) pyproject.toml
+	$(BIN)/pip install -q -c .venv/torch.txt $$(sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",' )
 	touch $@
 
 $(CUDA_STAMP):

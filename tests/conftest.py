@@ -12,6 +12,10 @@ elif not getattr(kernels._C, "cuda_version", None):
     WHY_NO_CUDA = "the extension has no CUDA part"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--random-cases", type=int, default=100, help="how many calls with options at random are tried")
+
+
 @pytest.fixture(autouse=True)
 def same_start():
     threads = torch.get_num_threads()

@@ -37,14 +37,18 @@ def run_row(mode, x, steps, h, c, weights, reset, reset_h, reset_c, h_mask, zone
     return hs, cs, h, c
 
 
-def run_module(module, x, h0, c0, lengths, reset=None, reset_h=None, reset_c=None, layer_noise=None):
-    """All layers: x [T, N, I], states [L*D, N, .], lengths a list. layer_noise gives masks and weights of a layer.
+def run_module(
+    module, x, h0, c0, lengths, reset=None, reset_h=None, reset_c=None, layer_noise=None, between=lambda x: x
+):  # fmt: skip
+    """All layers: x [T, N, I], states [L*D, N, .], lengths a list. layer_noise gives masks and weights of a layer,
+    between what the next layer sees of an output.
 
     Returns output, h_n, c_n, and for each layer (h, c) after every step; what is behind a row's end is zero.
     """
     D, (T, N) = 1 + module.bidirectional, x.shape[:2]
     sequences, h_n, c_n = [], [], []
     for layer in range(module.num_layers):
+        x = between(x) if layer else x
         planes = slice(layer * D, layer * D + D)
         weights = [w for names in module._all_weights[planes] for w in (getattr(module, name) for name in names)]
         h_mask = zone_h = zone_c = None
@@ -63,10 +67,11 @@ def run_module(module, x, h0, c0, lengths, reset=None, reset_h=None, reset_c=Non
         tables = []
         for which, width in enumerate((h0.size(2), c0.size(2))):
             zero = x.new_zeros(width)
-            rows = [torch.stack([found[i][which].get(t, zero) for t in range(T)]) for i in range(D * N)]
-            tables.append(torch.cat([torch.stack(rows[d * N : d * N + N], 1) for d in range(D)], -1))
+            at = [found[d * N + n][which].get(t, zero) for t in range(T) for n in range(N) for d in range(D)]
+            tables.append(torch.cat([zero[:0], *at]).view(T, N, D * width))
         h_n += [found[i][2] for i in range(D * N)]
         c_n += [found[i][3] for i in range(D * N)]
         sequences.append(tuple(tables))
         x = tables[0]
-    return x, torch.stack(h_n).view(-1, N, h0.size(2)), torch.stack(c_n).view(-1, N, c0.size(2)), sequences
+    h_n, c_n = (torch.cat([s.flatten()[:0], *rows]).view(s.shape) for s, rows in ((h0, h_n), (c0, c_n)))
+    return x, h_n, c_n, sequences

@@ -69,11 +69,13 @@ def imports_never(forbidden: str):
 
 # Arrows never point up.
 RANKS = [
-    "reference kernels onnx",
-    "operators noise",
+    "reference kernels twin",
+    "onnx noise",
+    "operators",
     "scan",
     "stack batch",
-    "modules cells",
+    "recurrent cells",
+    "modules",
     "convert info",
     "__init__",
 ]
@@ -175,7 +177,7 @@ RULES = [
     ),
     Rule(
         "torch stops at the bindings and the seam to its thread pool",
-        r"csrc/(?!bindings(_autograd|_cuda|_memory|_sums)?\.|cpu/parallel\.cpp).*",
+        r"csrc/(?!bindings(_autograd|_cuda|_memory|_plain|_sums)?\.|cpu/parallel\.cpp).*",
         never(r"#\s*include\s*" + TORCH + r"|\b(at|torch|c10)::"),
         ("csrc/cuda/plan.h", "int plan(const at::Tensor& x);"),
     ),

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from tolerances import assert_same
+from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
-from twins import TWINS, arguments, every_class
+from twins import SEQUENCES, TWINS, arguments, every_class
 
 import fusedrnn
 
@@ -78,3 +79,42 @@ def test_batched_gradients_are_those_of_one_after_the_other(plain):
     one_by_one = [torch.autograd.grad(y, leaves, dy, retain_graph=True) for dy in dys]
     assert_same(list(found), [torch.stack(grads) for grads in zip(*one_by_one, strict=True)])
     assert not any(grad.requires_grad for grad in found)
+
+
+@every_class
+def test_tangents_of_incoming_gradients_are_led_on(plain):
+    module = TWINS[plain](3, 4, dtype=torch.float64)
+    args = arguments(plain, grad=True)
+    leaves, y = [*tree_leaves(args), *module.parameters()], tree_leaves(module(*args))[0]
+    dy, tangent = torch.randn_like(y), torch.randn_like(y)
+    wanted = [torch.autograd.grad(y, leaves, t, retain_graph=True, allow_unused=True) for t in (dy, tangent)]
+    with forward_ad.dual_level():
+        found = torch.autograd.grad(y, leaves, forward_ad.make_dual(dy, tangent), allow_unused=True)
+        found = zip(*(forward_ad.unpack_dual(grad) for grad in found), strict=True)
+        assert_same(list(found), wanted)
+
+
+def eager(monkeypatch):
+    pass
+
+
+def by_operators(monkeypatch):
+    monkeypatch.setattr("fusedrnn.kernels.scan", lambda *args: None)
+
+
+def by_reference(monkeypatch):
+    by_operators(monkeypatch)
+    monkeypatch.setattr("fusedrnn.scan._use_reference", lambda *args: True)
+
+
+@pytest.mark.parametrize("plain", [plain for plain in TWINS if plain not in SEQUENCES], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("way", [eager, by_operators, by_reference])
+def test_the_step_of_a_cell_may_be_changed_in_place(plain, way, monkeypatch):
+    module, args = TWINS[plain](3, 4, dtype=torch.float64), arguments(plain, grad=True)
+    leaves = [*tree_leaves(args), *module.parameters()]
+    wanted = torch.autograd.grad(sum(3 * t.sum() for t in tree_leaves(module(*args))), leaves)
+    way(monkeypatch)
+    output = tree_leaves(module(*args))
+    for t in output:
+        t.mul_(3)
+    assert_same(torch.autograd.grad(sum(t.sum() for t in output), leaves), wanted)

@@ -8,10 +8,15 @@ from tolerances import assert_same
 from torch import nn
 from torch.testing._internal import common_modules
 from torch.utils._pytree import tree_map
-from twins import TWINS, arguments, every_sequence, outcome
+from twins import TWINS, arguments, every_class, every_sequence, outcome
 
 INFOS = [info for info in common_modules.module_db if info.module_cls in TWINS]
 every_info = pytest.mark.parametrize("info", INFOS, ids=lambda i: i.module_cls.__name__)
+
+
+def nameless(found):
+    """An error without the name of the class whose constructor Python speaks of."""
+    return found if not isinstance(found[0], type) else (found[0], re.sub(r"\w+(?=\.__init__\(\))", "", found[1]))
 
 
 @every_info
@@ -76,8 +81,15 @@ def test_errors_are_those_of_torch(plain, case):
         torch.manual_seed(0)
         return cls(**built)(*given)
 
-    found, wanted = outcome(lambda: run(TWINS[plain])), outcome(lambda: run(plain))
+    found, wanted = (nameless(outcome(lambda cls=cls: run(cls))) for cls in (TWINS[plain], plain))
     if isinstance(wanted[0], type):
         assert found == wanted
     else:  # torch.nn takes it, then we do
         assert_same(found, wanted, torch.float32)
+
+
+@every_class
+def test_sizes_that_are_missing_are_named_as_by_torch(plain):
+    for args in [(), (3,)]:
+        found, wanted = (nameless(outcome(lambda cls=cls, args=args: cls(*args))) for cls in (TWINS[plain], plain))
+        assert found == wanted and "hidden_size" in found[1]

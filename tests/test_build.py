@@ -145,11 +145,18 @@ def test_setup_without_a_compiler_says_so_and_succeeds(tmp_path):
     assert (built / "scan.py").exists() and not list(built.glob("_C*"))
 
 
-def test_the_package_works_without_its_extension_and_warns_once():
-    program = """
+@pytest.mark.parametrize(
+    "cause, reason",
+    [
+        ('sys.modules["fusedrnn._C"] = None', "it cannot be imported"),
+        ('torch.__version__ = "2.99.0"', f"it was built with torch {torch.__version__}, but torch 2.99.0 is installed"),
+    ],
+)
+def test_without_an_extension_that_fits_the_package_works_and_says_once_what_to_do(cause, reason):
+    program = f"""
 import sys
-sys.modules["fusedrnn._C"] = None  # as if it could not be imported
 import torch
+{cause}
 from fusedrnn.kernels import extension_error
 from fusedrnn.scan import scan
 x, h = torch.randn(4, 2, 3), torch.zeros(1, 2, 5)
@@ -163,5 +170,6 @@ print(extension_error)
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "cannot be imported" in done.stdout
-    assert done.stderr.count("fusedrnn runs without its compiled extension") == 1
+    assert reason in done.stdout
+    assert done.stderr.count("fusedrnn runs without its compiled extension, correct but slow: " + reason) == 1
+    assert "pip install --no-build-isolation --force-reinstall" in done.stderr

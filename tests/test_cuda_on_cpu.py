@@ -22,7 +22,7 @@ BATCHES += ["masks", "lengths reset masks", "packed shares"]  # of regularised c
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_tier = pytest.mark.parametrize("tier", TIERS)
 
-pytestmark = pytest.mark.skipif(bool(build.missing()), reason=build.missing())
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(build.missing()), reason=build.missing())]
 
 device = None  # of a worker process: one library a process
 

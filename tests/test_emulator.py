@@ -12,7 +12,7 @@ from cuda_on_cpu.layer import POLICIES
 SCHEDULES = 10
 FEATURES = build.HERE / "features"
 
-pytestmark = pytest.mark.skipif(bool(build.missing()), reason=build.missing())
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(build.missing()), reason=build.missing())]
 
 RIGHT = [
     "block_barrier", "warp_barrier", "named_barriers", "warp_shuffles", "copies", "flags", "grid_barrier", "constants",

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,7 @@ def test_char_lm_learns_what_torch_learns(text, tmp_path, capsys):
     assert is_picture(tmp_path / "loss.png")
 
 
+@pytest.mark.slow
 def test_char_lm_stopped_by_ctrl_c_and_resumed_is_char_lm_uninterrupted(text, tmp_path, capsys):
     def run(out, *more, **options):
         command = [sys.executable, str(EXAMPLES / "char_lm.py"), "--data", text, "--out", str(tmp_path / out), *TINY_LM]
@@ -57,11 +59,15 @@ def test_char_lm_stopped_by_ctrl_c_and_resumed_is_char_lm_uninterrupted(text, tm
 
     many = ["--steps", "1000000"]
     process = run("stopped", *many, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    watchdog = threading.Timer(120, process.kill)  # its ends of the pipes close, and whoever reads goes on
+    watchdog.daemon = True
+    watchdog.start()
     said = process.stdout.readline() + process.stdout.readline()  # the training begins
-    while "step/s" not in process.stderr.read(40):
-        pass
+    while "step/s" not in (progress := process.stderr.read(40)):
+        assert progress, f"it ended or was killed before its first step: {said}"
     process.send_signal(signal.SIGINT)
     said += process.communicate()[0]
+    watchdog.cancel()
     assert process.returncode == 130
     done = int(re.search(r"Interrupted after step (\d+)", said)[1])
     assert 0 < done < 1000000
@@ -81,6 +87,7 @@ def test_char_lm_stopped_by_ctrl_c_and_resumed_is_char_lm_uninterrupted(text, tm
     assert samples[0] == samples[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--layers", "2"], ["--cell", "gru", "--one-direction"], ["--cell", "rnn"]])
 def test_classify_tells_two_kinds_of_csv_rows_apart(options, tmp_path, capsys):
     for name, count in (("train", 120), ("test", 30)):
@@ -108,6 +115,7 @@ def test_classify_reads_ag_news(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_no_file_of_the_library_is_on_two_sides():
     module = load("classify")
     cut = module.pieces
@@ -119,6 +127,7 @@ def test_no_file_of_the_library_is_on_two_sides():
     assert all({label for label, _ in part} == set(module.PACKAGES) for part in parts)
 
 
+@pytest.mark.slow
 def test_recurrent_rl_learns_the_same_by_reset_and_by_the_loop(tmp_path, capsys):
     small = "--updates 6 --mazes 8 --steps 32 --hidden 16 --corridor 3 --parts 2".split()
     assert load("recurrent_rl").main([*small, "--out", str(tmp_path)]) == 0
@@ -158,6 +167,7 @@ def test_a_maze_rewards_the_side_of_its_sign():
     assert over.all()
 
 
+@pytest.mark.slow
 def test_attend_learns_to_translate(tmp_path, capsys):
     module = load("attend")
     module.FORMATS = {"yyyymmdd": module.FORMATS["yyyymmdd"]}
@@ -197,3 +207,31 @@ def test_what_cannot_be_is_said_in_one_line(name, arguments, reason, capsys):
         load(name).main(arguments)
     assert stopped.value.code not in (0, None)
     assert reason in f"{capsys.readouterr().err} {stopped.value.code}"
+
+
+def test_sb3_policy_is_that_of_sb3_contrib_with_fewer_calls():
+    pytest.importorskip("sb3_contrib")
+    recipe = load("sb3_recurrent_ppo")
+    settings = {"n_steps": 64, "batch_size": 64, "seed": 0, "device": "cpu", "policy_kwargs": {"lstm_hidden_size": 16}}
+    policies = "MlpLstmPolicy", recipe.FusedLstmPolicy
+    stock, fused = (recipe.RecurrentPPO(policy, "CartPole-v1", **settings) for policy in policies)
+    assert type(fused.policy.lstm_actor) is type(fused.policy.lstm_critic) is recipe.fusedrnn.FusedLSTM
+    for learner in (stock, fused):
+        learner.learn(64)
+    fused.policy.load_state_dict(stock.policy.state_dict())
+
+    batch = next(stock.rollout_buffer.get(64))
+    assert batch.episode_starts.sum() > 1
+    found = []
+    for learner in (fused, stock):
+        arguments = batch.actions.long().flatten(), batch.lstm_states, batch.episode_starts
+        outputs = learner.policy.evaluate_actions(batch.observations, *arguments)
+        parameters = list(learner.policy.parameters())
+        found.append((*outputs, *torch.autograd.grad(sum(t.square().sum() for t in outputs), parameters)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+    # sb3-contrib's buffer begins a new sequence at each start; a policy must not rely on that
+    starts = (torch.rand(3 * 20) < 0.2).float()
+    states, x = (torch.randn(1, 3, 16), torch.randn(1, 3, 16)), torch.randn(3 * 20, 4)
+    found = [m.policy._process_sequence(x, states, starts, m.policy.lstm_actor) for m in (fused, stock)]
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5)

@@ -1,5 +1,6 @@
 """Large tensors get the memory of those that are gone: never of one in use, and not all of it is kept for them."""
 
+import concurrent.futures
 import itertools
 import multiprocessing
 import os
@@ -14,6 +15,8 @@ import fusedrnn
 
 T, N, H = 64, 128, 64  # an output of 2 MiB
 STATM = Path("/proc/self/statm")
+MIB = 2**20
+needs_statm = pytest.mark.skipif(not STATM.exists(), reason="the system does not say how much memory is in use")
 
 
 def resident():
@@ -27,11 +30,12 @@ def output(module, steps=T):
 
 @pytest.fixture
 def module():
+    fusedrnn.empty_cache()  # of what other tests left
     return fusedrnn.FusedRNN(1, H)
 
 
 def test_a_tensor_gets_the_memory_of_one_that_is_gone(module):
-    large = 50 * T  # 100 MiB: no other test leaves so much
+    large = 50 * T  # 100 MiB
     for steps in (large, large - 1, large // 2):  # up to half of it may be left over
         gone = output(module, large)
         place = gone.data_ptr()
@@ -52,13 +56,46 @@ def test_tensors_in_use_share_nothing(module):
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(places))
 
 
-@pytest.mark.skipif(not STATM.exists(), reason="the system does not say how much memory is in use")
+@needs_statm
 def test_no_more_than_256_mib_are_kept(module):
     outputs = [output(module, 16 * T) for _ in range(12)]
     before = resident()
     assert sum(y.nbytes for y in outputs) == 384 * 2**20
     del outputs
     assert before - resident() > 100 * 2**20
+
+
+@torch.no_grad()
+def call(rows):
+    """A row takes 5 KiB of tensors and 4 of scratch memory: of so many, malloc keeps nothing itself."""
+    layer, x = fusedrnn.FusedLSTM(8, 256), torch.ones(1, rows, 8)
+    for _ in range(2):  # scratch memory is kept from the second call on
+        layer(x)
+
+
+ROWS = 20_000
+
+
+@needs_statm
+def test_an_emptied_cache_is_the_systems_again():
+    call(12)
+    fusedrnn.empty_cache()
+    before = resident()
+    call(ROWS)
+    assert resident() > before + 150 * MIB
+    fusedrnn.empty_cache()
+    assert resident() < before + 16 * MIB
+
+
+@needs_statm
+def test_another_thread_gives_up_its_scratch_memory_at_its_next_call():
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        other.submit(torch.set_num_threads, 1)
+        other.submit(call, ROWS // 2).result()
+        fusedrnn.empty_cache()
+        before = resident()
+        other.submit(call, 12).result()
+        assert resident() < before - 30 * MIB
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The modules behave as those of torch.nn, with everything that clients of torch.nn rely on."""
 
 import copy
+import inspect
 import io
 import pathlib
 import pickle
@@ -40,6 +41,7 @@ def test_all_inputs_of_the_module_tests_of_torch(info):
     assert count >= 2
 
 
+@pytest.mark.slow
 @every_info
 def test_gradients_of_both_orders_against_finite_differences(info):
     for number, ((ours, _), given) in enumerate(samples(info)):
@@ -84,9 +86,9 @@ def test_attributes_of_rnnbase(plain):
 
 def test_positional_arguments_are_those_of_torch():
     for plain, args in {
-        nn.LSTM: (3, 4, 2, False, True, 0.5, True, 2),
-        nn.GRU: (3, 4, 2, False, True, 0.5, True),
-        nn.RNN: (3, 4, 2, "relu", False, True, 0.5, True),
+        nn.LSTM: (3, 4, 2, False, True, 0.5, True, 2, "cpu"),
+        nn.GRU: (3, 4, 2, False, True, 0.5, True, 0, "cpu"),
+        nn.RNN: (3, 4, 2, "relu", False, True, 0.5, True, 0, "cpu"),
         nn.LSTMCell: (3, 4, False),
         nn.GRUCell: (3, 4, False),
         nn.RNNCell: (3, 4, False, "relu"),
@@ -151,10 +153,10 @@ def test_replaced_weights_are_seen_at_once(plain):
     assert_same(ours(*args), theirs(*args))
 
 
-@every_sequence
+@pytest.mark.parametrize("plain", [nn.LSTM, nn.LSTMCell], ids=lambda c: c.__name__)
 def test_states_may_be_a_list(plain):
-    ours, theirs = pair(nn.LSTM, 3, 4)
-    x, h = arguments(nn.LSTM)
+    ours, theirs = pair(plain, 3, 4)
+    x, h = arguments(plain)
     assert_same(ours(x, list(h)), theirs(x, list(h)))
 
 
@@ -279,6 +281,41 @@ def test_a_subclass_cooperates(plain):
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 5, 3)
     assert_same(ours(x), theirs(x), torch.float32)
+
+
+@every_class
+def test_a_class_that_copies_all_methods_works_on_its_own(plain):
+    base = nn.RNNCellBase if "Cell" in plain.__name__ else nn.RNNBase
+    copied = type("Copied", (base,), dict(vars(TWINS[plain])))
+    assert not issubclass(copied, TWINS[plain])
+    options = {"zoneout_h": 0.5, "recompute": True} if base is nn.RNNBase else {}
+    torch.manual_seed(3)
+    ours = TWINS[plain](3, 4, dtype=torch.float64, **options)
+    torch.manual_seed(3)
+    theirs = copied(3, 4, dtype=torch.float64, **options)
+    assert repr(theirs) == repr(ours).replace(type(ours).__name__, "Copied")
+    args = arguments(plain)
+    assert_same(*(results_and_gradients(m.eval(), *args) for m in (ours, theirs)))
+
+
+def test_a_copied_constructor_sets_the_forget_bias():
+    copied = type("Copied", (nn.RNNBase,), dict(vars(fusedrnn.FusedLSTM)))
+    assert copied(3, 4, forget_bias=2.0).bias_ih_l0[4:8].eq(2).all()
+
+
+@every_class
+def test_signatures_are_those_of_torch_and_options_come_by_keyword(plain):
+    parameters = inspect.signature(TWINS[plain]).parameters.values()
+    given = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    if "Cell" in plain.__name__:
+        assert given == list(inspect.signature(plain).parameters) and not own
+        return
+    wanted = list(inspect.signature(nn.RNNBase.__init__).parameters)[2:]  # without self and mode
+    wanted[3:3] = ["nonlinearity"] if plain is nn.RNN else []
+    assert given == wanted
+    only_lstm = {"zoneout_c", "forget_bias"} if plain is nn.LSTM else set()
+    assert set(own) == {"recurrent_dropout", "zoneout_h", "weight_drop", "recompute"} | only_lstm
 
 
 @every_class

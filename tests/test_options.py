@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import fusedrnn
-from fusedrnn.modules import REGULARISERS
 from fusedrnn.noise import Noise
+from fusedrnn.twin import REGULARISERS
 
 pytestmark = pytest.mark.usefixtures("device")
 MODULES = {
@@ -212,11 +212,10 @@ def test_masks_are_drawn_anew_at_their_rates_and_only_in_training():
     assert torch.equal(module(x)[0], plain(x)[0])
 
 
-@every_module
-@pytest.mark.parametrize("rate", ["recurrent_dropout", "zoneout_h", "zoneout_c", "weight_drop"])
+@pytest.mark.parametrize(
+    "name, rate", [(name, rate) for name in MODULES for rate in regularised(name, **dict.fromkeys(REGULARISERS, 1.0))]
+)
 def test_a_rate_of_one_is_what_it_says(name, rate):
-    if rate == "zoneout_c" and not name.startswith("LSTM"):
-        return
     case = Case(make(name, **{rate: 1.0}), "padded")
     found = case.run()
     assert all(t.isfinite().all() for t in case.gradients(found))

@@ -76,6 +76,7 @@ def run(cls, case, dtype, computed_in=None, nudge=0.0, seed=0):
     return tree_leaves(results_and_gradients(module, *args, inputs=tensors(args)))
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=350, deadline=None, derandomize=True, database=None)
 @hypothesis.given(cases())
 def test_any_call_agrees_with_torch_in_every_dtype(case):
@@ -96,6 +97,7 @@ def test_any_call_agrees_with_torch_in_every_dtype(case):
                 assert distance(ours, truth) <= allowed, f"result {place} of {dtype}"
 
 
+@pytest.mark.slow
 @only_on_cpu
 @pytest.mark.parametrize(
     "plain, T, N, sizes",

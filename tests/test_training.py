@@ -91,6 +91,7 @@ def test_masks_are_the_same_in_eager_compiled_recomputed_and_checkpointed_runs(p
     assert not torch.equal(runs["eager"](), runs["eager"]())
 
 
+@pytest.mark.slow
 def test_masks_are_the_same_in_a_graph_of_inductor():
     model = nn.Sequential(fusedrnn.FusedLSTM(4, 4, 3, dropout=0.5, zoneout_c=0.3))
     x = torch.randn(5, 3, 4)
@@ -183,7 +184,7 @@ def test_operators_have_second_derivatives(plain, monkeypatch):
         return torch.autograd.grad(sum(g.square().sum() for g in grads), leaves, create_graph=True)
 
     wanted = penalty()
-    monkeypatch.setattr("fusedrnn.scan._use_operators", lambda x: True)
+    monkeypatch.setattr("fusedrnn.kernels.scan", lambda *args: None)
     found = penalty()
     assert_same(found, wanted)
 

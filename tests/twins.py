@@ -61,3 +61,26 @@ def results_and_gradients(module, *args, inputs=(), **kwargs):
     grads = [torch.randn(t.shape).bfloat16().to(t) for t in output]  # the same numbers in every dtype
     grads = torch.autograd.grad(output, wanted, grads, allow_unused=True)
     return output, grads
+
+
+class Client(nn.Module):
+    """A model around a layer or a cell; it scripts, traces and quantises."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+        self.head = nn.Linear(4, 2, dtype=next(rnn.parameters()).dtype)
+        for p in self.head.parameters():
+            nn.init.constant_(p, 0.5)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0].reshape(-1, 4))
+
+
+def is_cell(module):
+    return isinstance(module, nn.RNNCellBase)
+
+
+def input_and_state(module):
+    torch.manual_seed(7)
+    return arguments(next(plain for plain, fused in TWINS.items() if isinstance(module, (plain, fused))))

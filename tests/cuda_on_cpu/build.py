@@ -64,6 +64,11 @@ def compile(source: Path, flags: list[str], csrc: Path) -> Path:
     return target
 
 
+def compile_all(jobs: list[tuple[Path, list[str], Path]]) -> list[str]:
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 2))) as pool:
+        return [str(path) for path in pool.map(lambda job: compile(*job), jobs)]
+
+
 @functools.cache
 def build(
     name: str,
@@ -79,8 +84,11 @@ def build(
     jobs = [(source, flags + kernel_flags, csrc) for source in kernels]
     jobs += [(source, runtime_flags, csrc) for source in sorted((HERE / "emulator").glob("*.cpp"))]
     jobs += [(source, [*runtime_flags, *definitions], csrc) for source in others]
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 2))) as pool:
-        objects = [str(path) for path in pool.map(lambda job: compile(*job), jobs)]
+    objects = compile_all(jobs)
+    return link(name, objects, mode)
+
+
+def link(name: str, objects: list[str], mode: str) -> Path:
     key = hashlib.sha256("\0".join([*CXX, mode, *objects]).encode()).hexdigest()[:20]
     target = BUILD / f"{Path(name).stem}-{mode}-{key}{Path(name).suffix}"
     if not target.exists():

@@ -71,6 +71,16 @@ class Case:
             *self._regularisers(shape, random),
         )
 
+    def gradients(self, results: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """Those of the outputs: the same every time, too."""
+        random = torch.Generator().manual_seed(1)
+        return [
+            None
+            if t is None or name in self.absent.split()
+            else torch.randn(t.shape, dtype=torch.float64, generator=random).to(self.storage)
+            for name, t in zip(["dy", "dh_n", "dc_n", "dc_steps"], results, strict=True)
+        ]
+
     def _regularisers(self, shape: tuple, random: torch.Generator) -> tuple:
         """h_mask, zone_h and zone_c: units that keep their state, or the share of it that all keep."""
         P, lstm = self.P or self.H, self.mode == "LSTM"
@@ -90,13 +100,7 @@ def make_calls(case: Case, device: Device, args: tuple) -> tuple[Extension, list
     extension = Extension(device, case.tier, case.dtype == "tf32")
     forward = extension.scan_forward(mode, True, True, (x, h0, c0, *masks), weights)
     y, h_n, c_n, c_steps, saved, hidden = forward
-    random = torch.Generator().manual_seed(1)
-    grads = [
-        None
-        if t is None or name in case.absent.split()
-        else torch.randn(t.shape, dtype=torch.float64, generator=random).to(case.storage)
-        for name, t in [("dy", y), ("dh_n", h_n), ("dc_n", c_n), ("dc_steps", c_steps)]
-    ]
+    grads = case.gradients([y, h_n, c_n, c_steps])
     wanted = [t is not None for t in (x, h0, c0, *masks[3:5], *weights)]
     gradients = extension.scan_backward(mode, (x, h0, c0, *masks), weights, (y, c_steps, saved, hidden), grads, wanted)
     if case.dtype not in EXACT:
@@ -105,21 +109,26 @@ def make_calls(case: Case, device: Device, args: tuple) -> tuple[Extension, list
     return extension, compare(case, args, forward, grads, gradients)
 
 
-def compare(case: Case, args: tuple, forward: list, grads: list, gradients: list) -> list[str]:
-    """Outputs and gradients of everything beside those of the reference in float64."""
+def exact(args: tuple, grads: list) -> tuple[list, list]:
+    """The reference's outputs in float64, and its gradients of all inputs and weights that there are."""
     mode, x, h0, c0, weights, *masks = args
 
-    def exact(t):
+    def wide(t):
         return t.detach().double().requires_grad_() if isinstance(t, torch.Tensor) and t.is_floating_point() else t
 
-    x, h0, c0, *masks = map(exact, (x, h0, c0, *masks))
-    weights = [exact(w) for w in weights]
+    x, h0, c0, *masks = map(wide, (x, h0, c0, *masks))
+    weights = [wide(w) for w in weights]
     outputs = reference.scan(mode, x, h0, c0, weights, *masks)
     pairs = [(t, g.double()) for t, g in zip(outputs, grads, strict=True) if g is not None and t.requires_grad]
     inputs = [t for t in (x, h0, c0, *masks[3:5], *weights) if t is not None]
     derived = torch.autograd.grad([t for t, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True)
-    derived = [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, derived, strict=True)]
-    names = ["y", "h_n", "c_n", "c_steps", *(f"gradient {i}" for i in range(len(inputs)))]
+    return list(outputs), [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, derived, strict=True)]
+
+
+def compare(case: Case, args: tuple, forward: list, grads: list, gradients: list) -> list[str]:
+    """Outputs and gradients of everything beside those of the reference in float64."""
+    outputs, derived = exact(args, grads)
+    names = ["y", "h_n", "c_n", "c_steps", *(f"gradient {i}" for i in range(len(derived)))]
     ours = [*forward[:4], *(g for g in gradients if g is not None)]
     complaints = []
     for name, a, b in zip(names, ours, [*outputs, *derived], strict=True):

@@ -1,5 +1,4 @@
-// The launchers of csrc/scan.h as C functions, for ctypes and replay.cpp. Arrays come by the names they have there,
-// those of a direction's weights with its number behind: w_hh0, w_hh1. What is not given is null.
+// The launchers of csrc/scan.h as C functions, for ctypes and replay.cpp.
 #include "driver.h"
 
 #include <cstdlib>
@@ -9,6 +8,7 @@
 #include <string>
 #include <type_traits>
 
+#include "arrays.h"
 #include "cuda/plan.h"
 #include "dispatch.h"
 #include "emulator/emulator.h"
@@ -17,69 +17,6 @@
 namespace {
 
 using namespace fusedrnn;
-
-class Arrays {
- public:
-  Arrays(int count, const char* const* names, void* const* data) : count_(count), names_(names), data_(data) {}
-
-  template <class E>
-  void get(const std::string& name, E*& pointer) const {
-    pointer = nullptr;
-    for (int i = 0; i < count_; ++i)
-      if (name == names_[i]) pointer = static_cast<E*>(data_[i]);
-  }
-
- private:
-  int count_;
-  const char* const* names_;
-  void* const* data_;
-};
-
-Shape shape_of(const int64_t* sizes) {
-  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], static_cast<int>(sizes[6])};
-}
-
-Zone zone_of(const std::string& state, const Arrays& arrays) {
-  Zone zone{};
-  const double* share;
-  arrays.get("zone_" + state, zone.keeps), arrays.get("share_" + state, share);
-  if (share) zone.share = *share;
-  return zone;
-}
-
-template <class T>
-ScanParams<T> params_of(const Shape& shape, const Arrays& arrays) {
-  ScanParams<T> p{};
-  p.shape = shape;
-  arrays.get("offsets", p.batch.offsets);
-  arrays.get("lengths", p.batch.lengths);
-  arrays.get("reset", p.batch.reset);
-  for (int d = 0; d < shape.directions; ++d) {
-    std::string number = std::to_string(d);
-    arrays.get("w_hh" + number, p.weights[d].w_hh);
-    arrays.get("b_hh" + number, p.weights[d].b_hh);
-    arrays.get("w_hr" + number, p.weights[d].w_hr);
-  }
-  arrays.get("gates_x", p.gates_x);
-  arrays.get("h0", p.h0), arrays.get("c0", p.c0);
-  arrays.get("reset_h", p.reset_h), arrays.get("reset_c", p.reset_c);
-  arrays.get("h_mask", p.h_mask);
-  p.zone_h = zone_of("h", arrays), p.zone_c = zone_of("c", arrays);
-  arrays.get("y", p.y), arrays.get("c_steps", p.c_steps), arrays.get("saved", p.saved);
-  arrays.get("hidden", p.hidden), arrays.get("h_n", p.h_n), arrays.get("c_n", p.c_n);
-  return p;
-}
-
-template <class T>
-ScanGrads<T> grads_of(const Arrays& arrays) {
-  ScanGrads<T> g{};
-  arrays.get("dy", g.dy), arrays.get("dh_n", g.dh_n), arrays.get("dc_n", g.dc_n), arrays.get("dc_steps", g.dc_steps);
-  arrays.get("dgates", g.steps.dgates), arrays.get("h_prev", g.steps.h_prev);
-  arrays.get("dh_steps", g.steps.dh_steps);
-  arrays.get("dh0", g.dh0), arrays.get("dc0", g.dc0);
-  arrays.get("dreset_h", g.dreset_h), arrays.get("dreset_c", g.dreset_c);
-  return g;
-}
 
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
@@ -162,6 +99,8 @@ void set_schedule(int policy, uint64_t seed) {
   emulator::config.policy = static_cast<emulator::Policy>(policy);
   emulator::config.seed = seed;
 }
+
+void set_patience(double seconds) { emulator::config.watchdog_seconds = seconds; }
 
 void set_device(int multiprocessors, int shared_bytes, int capability, int taken) {
   emulator::config.device = {multiprocessors, shared_bytes, capability, taken};

@@ -12,6 +12,7 @@ const char* run_layer(int cell, int type, int tf32, const char* tier, int backwa
 const char* last_plan();
 
 void set_schedule(int policy, uint64_t seed);
+void set_patience(double seconds);  // with threads that spin
 void set_device(int multiprocessors, int shared_bytes, int capability, int taken);
 
 // One step of `count` units in double, by the arguments of csrc/cells.h: in is x, r (backward: saved, prev), one array

@@ -157,6 +157,27 @@ class Call:
                     file.write(f"{name} {len(data)}\n".encode() + data)
 
 
+def inputs(mode: str, args: tuple, weights: list[Tensor]) -> tuple[list[int], dict[str, Tensor | None]]:
+    """Sizes and arrays of a call, from the arguments that the compiled extension gets."""
+    x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c = args
+    D, N, P = h0.shape
+    H = weights[0].size(0) // GATES[mode]
+    steps = [N] * x.size(0) if batch_sizes is None else batch_sizes.tolist()
+    arrays = {"x": x, "h0": h0, "c0": c0, "reset_h": reset_h, "reset_c": reset_c, "lengths": lengths, "reset": reset}
+    arrays |= {"h_mask": h_mask, "offsets": F.pad(torch.tensor(steps, dtype=torch.int64).cumsum(0), (1, 0))}
+    for state, zone in (("h", zone_h), ("c", zone_c)):
+        if zone is not None:
+            arrays["zone_" + state if zone.dim() else "share_" + state] = zone
+    count = len(weights) // D
+    for d in range(D):
+        w = weights[d * count : (d + 1) * count]
+        arrays |= {f"w_ih{d}": w[0], f"w_hh{d}": w[1]}
+        arrays |= {f"b_ih{d}": w[2] if count >= 4 else None, f"b_hh{d}": w[3] if count >= 4 else None}
+        arrays[f"w_hr{d}"] = w[-1] if count % 2 else None
+    arrays = {name: None if t is None else t.detach().contiguous() for name, t in arrays.items()}
+    return [len(steps), N, sum(steps), x.size(-1), H, P, D], arrays
+
+
 class Extension:
     """Stands in for ``fusedrnn._C``. Keeps its calls, so that they can be made again under other schedules."""
 
@@ -164,42 +185,15 @@ class Extension:
         self.device, self.tier, self.tf32 = device, tier, tf32
         self.calls: list[Call] = []
 
-    def _call(
-        self,
-        backward,
-        mode,
-        x,
-        h0,
-        c0,
-        batch_sizes,
-        lengths,
-        reset,
-        reset_h,
-        reset_c,
-        h_mask,
-        zone_h,
-        zone_c,
-        weights,
-        **given: Tensor | None,
-    ) -> Call:
-        D, N, P = h0.shape
-        H = weights[0].size(0) // GATES[mode]
-        T, R = (len(batch_sizes), x.size(0)) if batch_sizes is not None else (x.size(0), x.size(0) * x.size(1))
-        given |= {"h0": h0, "c0": c0, "reset_h": reset_h, "reset_c": reset_c, "lengths": lengths, "reset": reset}
-        given["h_mask"] = h_mask
-        for state, zone in (("h", zone_h), ("c", zone_c)):
-            if zone is not None:
-                given["zone_" + state if zone.dim() else "share_" + state] = zone
-        if batch_sizes is not None:
-            given["offsets"] = F.pad(batch_sizes.cumsum(0), (1, 0))
-        count = len(weights) // D
-        for d in range(D):
-            w = weights[d * count : (d + 1) * count]
-            given[f"w_hh{d}"] = w[1]
-            given[f"b_hh{d}"] = w[3] if count >= 4 else None
-            given[f"w_hr{d}"] = w[-1] if count % 2 else None
-        arrays = {name: None if t is None else t.detach().contiguous() for name, t in given.items()}
-        return Call(mode, self.tier, self.tf32, backward, x.dtype, [T, N, R, x.size(-1), H, P, D], arrays)
+    def _call(self, backward, mode, args, weights, **given: Tensor | None) -> Call:
+        sizes, arrays = inputs(mode, args, weights)
+        del arrays["x"]  # it is projected before
+        for d in range(sizes[-1]):
+            del arrays[f"w_ih{d}"], arrays[f"b_ih{d}"]
+        if args[3] is None:  # rows are where one expects them
+            del arrays["offsets"]
+        given = {name: None if t is None else t.detach().contiguous() for name, t in given.items()}
+        return Call(mode, self.tier, self.tf32, backward, args[0].dtype, sizes, given | arrays)
 
     def _run(self, call: Call, results: dict[str, Tensor | None]) -> list[Tensor | None]:
         call.arrays |= results
@@ -209,7 +203,7 @@ class Extension:
 
     def scan_forward(self, mode, training, c_sequence, args, weights):
         x = args[0]
-        call = self._call(False, mode, *args, weights)
+        call = self._call(False, mode, args, weights)
         T, N, R, I, H, P, D = call.sizes
         lstm, sequence = call.arrays["c0"] is not None, x.shape[:-1]
         planes = PLANES[mode] if training else GATES[mode]
@@ -240,7 +234,7 @@ class Extension:
         y, _, _, hidden = outputs
         given = dict(zip(("y", "c_steps", "saved"), outputs, strict=False))
         given |= zip(("dy", "dh_n", "dc_n", "dc_steps"), grads, strict=True)
-        call = self._call(True, mode, *args, weights, **given)
+        call = self._call(True, mode, args, weights, **given)
         T, N, R, I, H, P, D = call.sizes
 
         def empty(*size):

@@ -1,37 +1,17 @@
-"""Breaks the CUDA kernels on purpose, one place at a time, and lists the breaks that no test of them notices.
+"""The places of csrc/cuda that are broken on purpose: see mutation.py.
 
-Every barrier, wait, fence, release, buffer switch and bound of csrc/cuda is found by the patterns below and removed or
-weakened; so are indices, masks and roundings. All are compiled at once, each behind a switch, and then run on the
-emulator by those cases that come by them: under all schedules and, those that survive, under ThreadSanitizer and
-AddressSanitizer. Exits with 1 if one survives for no known reason.
+Every barrier, wait, fence, release, buffer switch and bound is removed or weakened, so are indices, masks and
+roundings. Mutants run on the emulator under all schedules and, those that survive, under ThreadSanitizer and
+AddressSanitizer.
 """
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import multiprocessing
-import os
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from mutation import Suite
 
-import torch
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from cuda_on_cpu import build, cases, layer  # noqa: E402
+from . import cases, layer
 
 TYPES = ("float", "bfloat16")  # whose kernels are run
-SECONDS = 900  # for one mutant
-FORK = multiprocessing.get_context("fork")
 
 # A statement or an expression, and what comes in its place.
 PATTERNS = [
@@ -156,195 +136,23 @@ CASES = [
 ]
 CASES.append(cases.Case("LSTM", "block", "bfloat16", "lengths", T=5, N=3, H=120))  # more weights than registers hold
 
-SWITCH = """#pragma once
-#include <cstdlib>
-inline const int active_mutant = std::getenv("MUTANT") ? std::atoi(std::getenv("MUTANT")) : 0;
-extern "C" {{
-inline bool came_by[{count}];  // which mutants the kernels have come by
-}}
-inline bool mutant(int number) {{
-#ifndef __SANITIZE_THREAD__
-  came_by[number] = true;
-#endif
-  return active_mutant == number;
-}}
-"""
+
+def record(case: cases.Case, device: layer.Device) -> list[layer.Call]:
+    if case.N >= 20 or case.H >= 100:  # ThreadSanitizer takes 1 MB a CUDA thread
+        return []
+    device.resize(case.multiprocessors)
+    return cases.make_calls(case, device, case.arguments())[0].calls
 
 
-@dataclass(frozen=True)
-class Mutant:
-    number: int  # from 1
-    file: str
-    line: int
-    code: str
-    begin: int  # in the text of the file
-    end: int
-    new: str
-    what: str
-
-    def __str__(self):
-        return f"{self.file}:{self.line}: {self.what}: {self.code}"
-
-
-def find_mutants(csrc: Path) -> list[Mutant]:
-    found = []
-    for path in sorted((csrc / "cuda").glob("*.cuh")):
-        if path.name.startswith("device"):  # the emulator has its own
-            continue
-        at = 0
-        for line, text in enumerate(path.read_text().splitlines(keepends=True), 1):
-            code = re.sub(r"//.*", "", text)
-            for pattern, new, what in PATTERNS:
-                for match in re.finditer(pattern, code):
-                    begin, end = at + match.start(), at + match.end()
-                    new_code = new.format(match[0], *match.groups())
-                    found.append(Mutant(len(found) + 1, path.name, line, code.strip(), begin, end, new_code, what))
-            at += len(text)
-    return found
-
-
-def with_switches(text: str, mutants: list[Mutant], begin: int, end: int) -> str:
-    """text[begin:end] with all its mutants, each behind its number."""
-    out, at = "", begin
-    for span in sorted({(m.begin, m.end) for m in mutants}, key=lambda span: (span[0], -span[1])):
-        if span[0] < at:
-            continue  # inside of the one before: done there
-        here = [m for m in mutants if (m.begin, m.end) == span]
-        inside = [m for m in mutants if span[0] <= m.begin and m.end <= span[1] and (m.begin, m.end) != span]
-        old = with_switches(text, inside, *span)
-        if text[span[1] - 1] == ";":
-            choices = "".join(f"if (mutant({m.number})) {{ {m.new} }} else " for m in here)
-            code = f"{{ {choices}{{ {old} }} }}"
-        else:
-            code = f"({''.join(f'mutant({m.number}) ? ({m.new}) : ' for m in here)}({old}))"
-        out += text[at : span[0]] + code
-        at = span[1]
-    return out + text[at:end]
-
-
-def write_mutants(csrc: Path, mutants: list[Mutant]) -> None:
-    """Puts all mutants into a copy of csrc."""
-    (csrc / "cuda" / "active_mutant.h").write_text(SWITCH.format(count=len(mutants) + 1))
-    for name in {m.file for m in mutants}:
-        path = csrc / "cuda" / name
-        text = path.read_text()
-        path.write_text(
-            '#include "active_mutant.h"\n' + with_switches(text, [m for m in mutants if m.file == name], 0, len(text))
-        )
-
-
-def as_they_are(library: Path, mutants: list[Mutant]) -> dict[int, list[cases.Case]] | str:
-    """The cases that come by each mutant, the quickest first; or what is wrong with the kernels."""
-    device, those, seconds = layer.Device(library), {m.number: [] for m in mutants}, {}
-    came_by = (ctypes.c_bool * (len(mutants) + 1)).in_dll(device.library, "came_by")
-    for case in tqdm(CASES, as_they_are.__name__):
-        ctypes.memset(came_by, 0, len(came_by))
-        start = time.perf_counter()
-        if wrong := cases.run(case, device):
-            return f"{case}: {wrong[0]}"
-        seconds[case] = time.perf_counter() - start
-        for number, found in those.items():
-            if came_by[number]:
-                found.append(case)
-    return {number: sorted(found, key=seconds.get) for number, found in those.items()}
-
-
-def under_all_schedules(some: list[cases.Case], library: Path) -> str:
-    """What betrays the active mutant, or "" if nothing does."""
-    device = layer.Device(library)
-    for case in some:
-        if wrong := cases.run(case, device):
-            return wrong[0].splitlines()[0]
-    return ""
-
-
-def under_sanitizers(some: list[cases.Case], library: Path, programs: list[Path]) -> str:
-    device = layer.Device(library)
-    options = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
-    with tempfile.TemporaryDirectory() as folder:
-        files = []
-        for case in some:
-            if case.N < 20 and case.H < 100:  # ThreadSanitizer takes 1 MB a CUDA thread
-                device.resize(case.multiprocessors)
-                extension, _ = cases.make_calls(case, device, case.arguments())
-                for call in extension.calls:
-                    files.append(Path(folder) / str(len(files)))
-                    call.write(files[-1])
-        for program in programs:
-            done = subprocess.run([program, "2", "1", *files], capture_output=True, text=True, env=os.environ | options)
-            if done.returncode:
-                signs = [s for s in done.stderr.splitlines() if "SUMMARY" in s or "runtime error" in s]
-                return signs[0] if signs else done.stderr
-    return ""
-
-
-def apart(number: int, judge, *args):
-    """What judge(*args) says of a mutant in a process of its own: one library a process, and kernels may crash."""
-    receive, send = FORK.Pipe(duplex=False)
-
-    def work():
-        os.environ["MUTANT"] = str(number)
-        send.send(judge(*args))
-
-    process = FORK.Process(target=work)
-    process.start()
-    send.close()
-    if not receive.poll(SECONDS):
-        process.kill()
-        return "it does not end"
-    try:
-        return receive.recv()
-    except EOFError:
-        process.join()
-        return f"it crashes: exit status {process.exitcode}"
-
-
-def judge_all(mutants: list[Mutant], those: dict[int, list[cases.Case]], judge, *args) -> list[Mutant]:
-    """Says what betrays each in the cases that come by it; returns the survivors."""
-    survivors = []
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 2))) as pool:
-        found = pool.map(lambda mutant: apart(mutant.number, judge, those[mutant.number], *args), mutants)
-        for mutant, betrayal in zip(mutants, tqdm(found, judge.__name__, len(mutants)), strict=True):
-            if betrayal:
-                tqdm.write(f"{mutant}\n    {betrayal}")
-            else:
-                survivors.append(mutant)
-    return survivors
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="only mutants whose description has all of these")
-    parser.add_argument("--list", action="store_true", help="only list the mutants")
-    arguments = parser.parse_args()
-    everything = find_mutants(build.CSRC)
-    mutants = [m for m in everything if all(word in str(m) for word in arguments.words)]
-    if arguments.list:
-        print(*mutants, sep="\n")
-        return 0
-    torch.set_num_threads(1)  # processes that are forked must find no threads
-    with tempfile.TemporaryDirectory() as folder:
-        csrc = Path(folder) / "csrc"
-        shutil.copytree(build.CSRC, csrc)
-        write_mutants(csrc, everything)
-        print("compiling", file=sys.stderr)
-        library = cases.library(csrc, TYPES)
-        those = apart(0, as_they_are, library, everything)
-        if isinstance(those, str):
-            print(f"the kernels are wrong as they are: {those}")
-            return 1
-        survivors = judge_all(mutants, those, under_all_schedules, library)
-        if survivors:
-            print(f"compiling for the sanitizers; {len(survivors)} survive so far", file=sys.stderr)
-            programs = [cases.replay(mode, csrc, TYPES) for mode in ("tsan", "asan")]
-            survivors = judge_all(survivors, those, under_sanitizers, library, programs)
-    reasons = {m: next((why for part, why in EQUIVALENT if part in str(m)), "") for m in survivors}
-    for mutant, reason in reasons.items():
-        print(f"{mutant}\n    survives: {reason or 'FOR NO KNOWN REASON'}")
-    unknown = list(reasons.values()).count("")
-    print(f"{len(mutants)} mutants, {len(survivors) - unknown} survive for a known reason, {unknown} for none")
-    return 1 if unknown else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = Suite(
+    name="csrc/cuda",
+    patterns=dict.fromkeys(("cuda/[!d]*.cuh", "cuda/d[!e]*.cuh"), PATTERNS),  # the emulator has its own device*.cuh
+    equivalent=EQUIVALENT,
+    cases=CASES,
+    library=lambda csrc: cases.library(csrc, TYPES),
+    open=layer.Device,
+    run=cases.run,
+    replays=lambda csrc: [[cases.replay(mode, csrc, TYPES), "2", "1"] for mode in ("tsan", "asan")],
+    record=record,
+    seconds=900,
+)

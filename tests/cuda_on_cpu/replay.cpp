@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "driver.h"
-#include "emulator/emulator.h"
 
 namespace {
 
@@ -45,7 +44,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: replay POLICY SEED FILE...\n");
     return 2;
   }
-  emulator::config.watchdog_seconds = 120;
+  set_patience(120);
   set_schedule(std::atoi(argv[1]), std::strtoull(argv[2], nullptr, 10));
   for (int i = 3; i < argc; ++i)
     if (const char* error = replay(argv[i])) {

@@ -1,0 +1,93 @@
+// The CPU kernels as C functions, with the interface of ../cuda_on_cpu/driver.h: a tier is one of the instruction sets
+// of kernels.h, a policy a number of threads.
+#include "../cuda_on_cpu/driver.h"
+
+#include <ATen/Parallel.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <exception>
+#include <functional>
+#include <string>
+#include <thread>
+
+#include "../cuda_on_cpu/arrays.h"
+#include "kernels.h"
+
+using namespace fusedrnn;
+
+extern "C" {
+// of mutation.py; there is none in kernels without mutants
+__attribute__((weak)) extern bool watches_mutants;
+}
+
+namespace {
+
+thread_local std::string error_text;
+uint64_t pauses_seed = 0;
+
+template <class T>
+void run(CellKind cell, bool backward, const Shape& shape, const Arrays& arrays,
+         void (*scan_forward)(CellKind, const ScanParams<T>&),
+         void (*scan_backward)(CellKind, const ScanParams<T>&, const ScanGrads<T>&)) {
+  const ScanParams<T> params = params_of<T>(shape, arrays);
+  if (backward)
+    scan_backward(cell, params, grads_of<T>(arrays));
+  else
+    scan_forward(cell, params);
+}
+
+}  // namespace
+
+const char* run_layer(int cell, int type, int, const char* tier, int backward, const int64_t* sizes, int count,
+                      const char* const* names, void* const* data) {
+  const std::string isa = tier;
+  const Arrays arrays(count, names, data);
+  const Shape shape = shape_of(sizes);
+  const auto kind = static_cast<CellKind>(cell);
+  try {
+    if (isa == "wide" && type == 0)
+      run<float>(kind, backward, shape, arrays, wide::scan_forward<float>, wide::scan_backward<float>);
+    else if (isa == "wide" && type == 2)
+      run<bfloat16>(kind, backward, shape, arrays, wide::scan_forward<bfloat16>, wide::scan_backward<bfloat16>);
+    else if (isa == "narrow" && type == 1)
+      run<double>(kind, backward, shape, arrays, narrow_vectors::scan_forward<double>,
+                  narrow_vectors::scan_backward<double>);
+    else if (isa == "narrow" && type == 3)
+      run<float16>(kind, backward, shape, arrays, narrow_vectors::scan_forward<float16>,
+                   narrow_vectors::scan_backward<float16>);
+    else if (isa == "dot-products" && type == 2)
+      run<bfloat16>(kind, backward, shape, arrays, dot_products::scan_forward<bfloat16>,
+                    dot_products::scan_backward<bfloat16>);
+    else
+      return "not compiled";
+  } catch (const std::exception& error) {
+    error_text = error.what();
+    return error_text.c_str();
+  }
+  return nullptr;
+}
+
+// Of -n threads that are asked for one does not come. With a seed, a thread pauses by chance where it comes by a mutant
+// for the 1st, 2nd, 4th, 8th, ... time, so that the threads of a team are never long where one would expect them.
+void set_schedule(int threads, uint64_t seed) {
+  stand_in::threads = threads < 0 ? -threads : threads;
+  stand_in::most = threads < 0 ? -threads - 1 : threads;
+  pauses_seed = seed;
+  const char* active = std::getenv("MUTANT");
+  if (&watches_mutants) watches_mutants = seed != 0 || !active || std::atoi(active) == 0;
+}
+
+void set_patience(double) {}
+
+void pause_by_chance(int number) {
+  constexpr int kSome = 2048;
+  thread_local uint32_t visits[kSome] = {};
+  thread_local uint64_t random =
+      pauses_seed * 0x9e3779b97f4a7c15u + std::hash<std::thread::id>()(std::this_thread::get_id());
+  if (pauses_seed == 0) return;
+  const uint32_t visit = ++visits[number % kSome];
+  if (visit & (visit - 1)) return;
+  random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+  if (random % 16 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random / 16 % 64));
+}

@@ -1,0 +1,1 @@
+EQUIVALENT: list[tuple[str, str]] = []

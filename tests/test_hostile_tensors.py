@@ -1,0 +1,327 @@
+"""Tensors that are not what they seem, in every place: what torch.nn computes is computed, and the rest is an error.
+
+A crash or a hang is a failure like others: cases run in processes forked from one that has imported torch, those of a
+kind and class together, or each in its own with ``python tests/test_hostile_tensors.py --apart [kind ...]``.
+"""
+
+import collections
+import copy
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tolerances import SAME, distance
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+from twins import TWINS, pair, tensors
+
+import fusedrnn
+
+SECONDS = 60  # for the cases of one process
+I, H, N, T = 3, 4, 2, 5
+
+
+def half(t):
+    return t / 2 if t.is_floating_point() else t
+
+
+def doubled(t):
+    return t * 2 if t.is_floating_point() else t
+
+
+class Wrapper(torch.Tensor):
+    """Has no memory; its values come out when an operation of the dispatcher asks, as of quantised weights."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        args, kwargs = tree_map(lambda t: half(t.inner) if isinstance(t, cls) else t, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+class Halved(torch.Tensor):
+    """Its memory holds twice its values, and its operations know."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in (torch.Tensor.shape.__get__, torch.Tensor.device.__get__, torch.Tensor.dtype.__get__):
+                return func(*args)
+            args, kwargs = tree_map(
+                lambda t: half(t.as_subclass(torch.Tensor)) if isinstance(t, cls) else t, (args, kwargs or {})
+            )
+            return func(*args, **kwargs)
+
+
+class Named(torch.Tensor):
+    """A subclass that changes nothing."""
+
+
+class Silent(torch.Tensor):
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+def distributed(t):
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor, Replicate, init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if not dist.is_initialized():
+        dist.init_process_group("fake", rank=0, world_size=1, store=FakeStore())
+    return DTensor.from_local(t, init_device_mesh("cpu", (1,)), [Replicate()])
+
+
+fake_mode = None
+
+
+def fake(t):
+    global fake_mode
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    fake_mode = fake_mode or FakeTensorMode()
+    return fake_mode.from_tensor(t)
+
+
+def shrunk(t, share):
+    t.untyped_storage().resize_(int(t.untyped_storage().nbytes() * share))
+    return t
+
+
+def inference(t):
+    with torch.inference_mode():
+        return t.clone()
+
+
+def negated(t):
+    return torch.complex(torch.zeros_like(t), -t).conj().imag if t.is_floating_point() else torch._neg_view(-t)
+
+
+LATE = "freed between forward and backward"
+KINDS = {  # what is done to a plain tensor
+    "wrapper": lambda t: Wrapper(doubled(t)),
+    "subclass with operations": lambda t: doubled(t).as_subclass(Halved),
+    "subclass": lambda t: t.as_subclass(Named),
+    "subclass without torch function": lambda t: t.as_subclass(Silent),
+    "distributed": distributed,
+    "fake": fake,
+    "functional": torch._to_functional_tensor,
+    "zero": lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype),
+    "sparse": torch.Tensor.to_sparse,
+    "sparse by rows": lambda t: t.to_sparse_csr(),
+    "mkldnn": torch.Tensor.to_mkldnn,
+    "quantised": lambda t: torch.quantize_per_tensor(t, 0.01, 0, torch.qint8),
+    "nested": lambda t: torch.nested.nested_tensor(list(t), layout=torch.strided),
+    "jagged": lambda t: torch.nested.nested_tensor(list(t), layout=torch.jagged),
+    "negated": lambda t: torch._neg_view(-t),
+    "part of a conjugated": negated,
+    "without memory": lambda t: shrunk(t.clone(), 0),
+    "with too little memory": lambda t: shrunk(t.clone(), 0.5),
+    LATE: lambda t: shrunk(t, 0),
+    "meta": lambda t: t.to("meta"),
+    "inference": inference,
+    "copied when written": torch._lazy_clone,
+}
+SINGLE = {"mkldnn", "quantised"}  # of float32 only
+# What is computed in every place; torch.nn does so but for inner errors where zero and functional tensors meet others.
+COMPUTED = {
+    "wrapper",
+    "subclass",
+    "subclass without torch function",
+    "functional",
+    "zero",
+    "negated",
+    "part of a conjugated",
+    "copied when written",
+}
+# Refused in every place. torch.nn may crash or read what is not there, and runs nested input of equal lengths.
+REFUSED = {"without memory", "with too little memory", LATE, "nested", "jagged", "quantised", "mkldnn"}
+# Computed, or refused as what autograd cannot keep. torch.nn keeps fewer of the parameters.
+EITHER = {"inference"}
+# For all others torch.nn is asked: autograd for one takes memory of gradients as it is, whatever their class.
+
+OPTIONS = ["lengths", "reset", "reset_state"]
+PLACES = ["input", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "output", "gradient", "all", *OPTIONS]
+
+
+def cases():
+    for kind in KINDS:
+        for plain in TWINS:
+            for place in PLACES:
+                if place == "c0" and "LSTM" not in plain.__name__ or place in OPTIONS and "Cell" in plain.__name__:
+                    continue
+                if (
+                    place == "output"
+                    and (kind != LATE or "Cell" in plain.__name__)
+                    or kind == LATE
+                    and place == "gradient"
+                ):
+                    continue
+                yield kind, place, plain.__name__
+
+
+def call(module, plain, change, place, dtype):
+    """Outputs and gradients, where ``change`` makes what is in ``place``."""
+    cell, lstm = "Cell" in plain.__name__, "LSTM" in plain.__name__
+    torch.manual_seed(1)
+
+    def new(*size):
+        return torch.randn(*size, dtype=torch.float64).to(dtype)
+
+    late = []
+
+    def given(t, *places):
+        if place in places and change is KINDS[LATE]:
+            late.append(t)
+        elif place in places:
+            return change(t)
+        return t
+
+    x = given(new(N, I) if cell else new(T, N, I), "input", "all")
+    states = [given(new(N, H) if cell else new(1, N, H), name, "all") for name in (["h0", "c0"] if lstm else ["h0"])]
+    for name in [name for name, _ in module.named_parameters()]:
+        if place == "all" or name.startswith(place):
+            if change is KINDS[LATE]:
+                late.append(module._parameters[name])
+            else:
+                setattr(module, name, change(module._parameters.pop(name).detach()))
+    options = {}
+    if place in OPTIONS:
+        options["lengths"] = given(torch.tensor([5, 3]), "lengths")
+        options["reset"] = given(torch.rand(T, N) < 0.4, "reset")
+        state = [given(new(1, N, H), "reset_state") for _ in states]
+        options["reset_state"] = tuple(state) if lstm else state[0]
+    output = tensors(module(x, tuple(states) if lstm else states[0], **options))
+    y = output[0]
+    leaves, dy = list(module.parameters()), new(*y.shape)
+    given(y, "output")
+    for t in late:
+        change(t.detach())
+    if place == "gradient" or late:
+        return output, torch.autograd.grad(y, leaves, given(dy, "gradient"))
+    loss = sum(t.sum() for t in output)
+    return output, torch.autograd.grad(loss, leaves) if leaves and loss.requires_grad else ()
+
+
+def values(results):
+    """Plain tensors, or what a tensor without values is."""
+
+    def value(t):
+        if type(t).__name__ == "FakeTensor" or t.is_meta:
+            return type(t).__name__, tuple(t.shape), t.dtype
+        if type(t).__name__ == "DTensor":
+            t = t.full_tensor()
+        if torch._is_functional_tensor(t):
+            torch._sync(t)
+            t = torch._from_functional_tensor(t)
+        return torch.tensor(t.tolist(), dtype=torch.float64)
+
+    return [value(t) for t in tree_leaves(results) if t is not None]
+
+
+def outcome(run):
+    try:
+        return values(run())
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def judge(kind, place, name):
+    """ "same", "refused" or "cannot be made", and else what is wrong."""
+    plain, change = getattr(nn, name), KINDS[kind]
+    dtype = torch.float32 if kind in SINGLE else torch.float64
+    ours, theirs = pair(plain, I, H, dtype=dtype)
+    copy_of_ours = copy.deepcopy(ours)
+    try:
+        change(torch.ones(2, 3, dtype={"lengths": torch.int64, "reset": torch.bool}.get(place, dtype)))
+    except Exception:
+        return "cannot be made"
+    found = outcome(lambda: call(ours, plain, change, place, dtype))
+    refused = isinstance(found, str)
+    if kind == LATE and hasattr(copy_of_ours, "recompute"):
+        copy_of_ours.recompute = True
+        refused = refused and isinstance(outcome(lambda: call(copy_of_ours, plain, change, place, dtype)), str)
+    if kind in REFUSED or kind == "meta" and place != "all":
+        return "refused" if refused else f"computed {found}"
+    zeroed = torch.zeros_like if kind == "zero" else torch.clone
+    wanted = outcome(lambda: call(copy_of_ours, plain, zeroed, place, dtype))
+    if place not in OPTIONS and kind not in COMPUTED | EITHER:
+        theirs = outcome(lambda: call(theirs, plain, change, place, dtype))
+        if isinstance(theirs, str):
+            return "refused" if refused else f"computed, but torch.nn gives {theirs}"
+        wanted = theirs
+    if refused:
+        return "refused" if kind in EITHER or place in OPTIONS and kind not in COMPUTED else f"gave {found}"
+    if len(found) != len(wanted):
+        return f"{len(found)} results instead of {len(wanted)}"
+    for a, b in zip(found, wanted, strict=True):
+        if isinstance(a, tuple) or isinstance(b, tuple):
+            if a != b:
+                return f"{a} instead of {b}"
+        elif not distance(a, b) <= SAME[dtype]:
+            return f"off by {distance(a, b):.2g}"
+    return "same"
+
+
+def run(group):
+    """Judges the cases in a process of their own, and prints what is said of each."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(SECONDS)
+        for case in group:
+            torch.manual_seed(0)
+            os.write(write, judge(*case)[:1000].replace("\n", " ").encode() + b"\n")
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        said = pipe.read().splitlines()
+    _, status = os.waitpid(child, 0)
+    for case, verdict in itertools.zip_longest(group, said, fillvalue=f"died of {status}"):
+        print(*case, verdict, sep="\t", flush=True)
+
+
+def run_all(apart, kinds):
+    torch.set_num_threads(1)
+    with torch.no_grad():  # what PyTorch imports when it is first needed, once for all
+        judge("subclass", "input", "LSTM")
+    chosen = [case for case in cases() if not kinds or case[0] in kinds]
+    for _, group in itertools.groupby(chosen, key=(lambda case: case) if apart else (lambda case: case[::2])):
+        run(list(group))
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+    path = os.pathsep.join([str(Path(fusedrnn.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-W", "ignore", __file__]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found = collections.defaultdict(dict)
+    for line in done.stdout.splitlines():
+        kind, place, name, verdict = line.split("\t")
+        found[kind][place, name] = verdict
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_torch_computes_is_computed_and_the_rest_is_refused(kind, verdicts):
+    assert verdicts[kind].keys() == {case[1:] for case in cases() if case[0] == kind}
+    good = ("same", "refused", "cannot be made")
+    assert {case: verdict for case, verdict in verdicts[kind].items() if verdict not in good} == {}
+
+
+if __name__ == "__main__":
+    run_all("--apart" in sys.argv, [kind for kind in sys.argv[1:] if kind in KINDS])
