@@ -8,6 +8,7 @@ import torch._dynamo.testing
 from tolerances import assert_same
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves, tree_map
 from twins import TWINS, arguments, every_class, every_sequence, only_on_cpu, pair, results_and_gradients
@@ -55,6 +56,29 @@ def test_ensembles_by_vmap_and_gradients_by_torch_func(plain):
     for n, module in enumerate(ensemble):
         grads = torch.autograd.grad(wanted[n].sum(), module.parameters(), retain_graph=True)
         assert_same([found[name][n] for name, _ in module.named_parameters()], list(grads))
+
+
+@every_class
+def test_gradients_of_each_sample(plain):
+    ours, _ = pair(plain, 3, 4)
+    weights = {name: p.detach() for name, p in ours.named_parameters()}
+    cases = [arguments(plain) for _ in range(3)]
+
+    def loss(weights, args):
+        return tree_leaves(torch.func.functional_call(ours, weights, args))[0].square().sum()
+
+    stacked = tree_map(lambda *t: torch.stack(t), *cases)
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, stacked)
+    for n, args in enumerate(cases):
+        grads = torch.autograd.grad(loss(dict(ours.named_parameters()), args), ours.parameters())
+        assert_same([found[name][n] for name in weights], list(grads))
+
+
+@every_class
+def test_expanded_weights_are_refused(plain):
+    ours = TWINS[plain](3, 4)
+    with pytest.raises(RuntimeError, match="Expanded Weights encountered"):
+        call_for_per_sample_grads(ours, batch_size=2)(arguments(plain, dtype=torch.float32)[0])
 
 
 @pytest.mark.parametrize("batched", [True, False], ids=["batched", "shared"])
