@@ -72,5 +72,6 @@ def test_a_wheel_made_from_it_is_the_package_alone(tree, unpacked):
     info = {name for name in names if ".dist-info/" in name}
     assert {name.split("/", 1)[1] for name in info} == added
     assert names - info == {name for name in tree[1] if name.startswith("fusedrnn/")}
+    assert "fusedrnn/py.typed" in names
     assert "\nLicense-Expression: MIT\n" in metadata
     assert metadata.endswith((ROOT / "README.md").read_text())
