@@ -9,7 +9,7 @@ BIN := .venv/bin
 # pip's name for the wanted torch, as a file name: another TORCH is another stamp
 stamp = $1/.$(shell printf %s "$2" | tr -c 'A-Za-z0-9.' _)
 TORCH_STAMP := $(call stamp,.venv,$(TORCH))
-SOURCES := $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
+SOURCES := $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.* csrc/torch/*.*)
 RUN_ALONE := $(wildcard $(foreach kind,*.h *.cpp *.cu,$(foreach at,tests/c*/ tests/c*/*/,$(at)$(kind))))
 ASAN := build/asan
 # The oldest torch that will do, as a CUDA build: the registry's is one. It is 4 GB, in an environment of its own.
@@ -21,11 +21,12 @@ NVCC := $(shell command -v $${CUDA_HOME:+$$CUDA_HOME/bin/}nvcc)
 
 # A tree to build in that leaves the extension in fusedrnn/ alone. What was built there stays, and is up to date or not.
 define copy_to
-mkdir -p $1/fusedrnn
+mkdir -p $1/fusedrnn/backends
 rm -rf $1/csrc $1/tests
 cp -p setup.py pyproject.toml README.md LICENSE $1
 cp -pr csrc tests $1
 cp -p fusedrnn/*.py $1/fusedrnn
+cp -p fusedrnn/backends/*.py $1/fusedrnn/backends
 endef
 
 .DEFAULT_GOAL := help
@@ -49,7 +50,6 @@ demo: build ## train a character LSTM on real text, beside torch.nn.LSTM (ARGS="
 	$(BIN)/python examples/char_lm.py $(ARGS)
 
 bench: build .venv/.bench ## time named shapes against torch.nn and others (ARGS="--quick")
-	@test -f benchmarks/bench.py || { echo 'make bench: benchmarks/bench.py does not exist yet'; exit 1; }
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 docs: build .venv/.docs ## the documentation as HTML, in build/docs; a warning is an error
@@ -59,7 +59,7 @@ docs: build .venv/.docs ## the documentation as HTML, in build/docs; a warning i
 lint: .venv/.lint ## ruff, clang-format and mypy on a user's script, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(RUN_ALONE) benchmarks/roof.cpp
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(RUN_ALONE) benchmarks/roofline.cpp
 	$(BIN)/mypy
 
 asan: build ## the tests of scan under AddressSanitizer and UBSan, in build/asan
@@ -91,7 +91,7 @@ else
 endif
 
 clean: ## remove what was built; .venv stays (rm -rf .venv to start anew)
-	rm -rf build *.egg-info fusedrnn/_C*.so .venv/.built .venv/.installed
+	rm -rf build *.egg-info fusedrnn/*.so .venv/.built .venv/.installed
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 # The stamps. torch comes first and alone: nothing after it may replace it.

@@ -22,8 +22,10 @@ import torch
 from setuptools import setup
 from torch.utils import cpp_extension
 
-BINDINGS = [f"csrc/bindings{part}.cpp" for part in ("", "_autograd", "_memory", "_sums")]
-CPU_SOURCES = [*BINDINGS, *sorted(glob.glob("csrc/cpu/*.cpp"))]
+PYTHON_SOURCES = ["csrc/torch/extension.cpp", "csrc/torch/autograd.cpp"]  # the only ones that see Python
+TORCH_SOURCES = [f"csrc/torch/{name}.cpp" for name in ("layer", "memory", "operators", "recompute", "sums")]
+CPU_SOURCES = [*TORCH_SOURCES, "csrc/registry.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
+LIBRARY = "fusedrnn.libfusedrnn"
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
 HEADERS = sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True))
 
@@ -93,7 +95,8 @@ def with_cuda():
     return not missing
 
 
-def extension():
+def extensions():
+    """The library of kernels and operators, which needs no Python, and the module that makes it known to Python."""
     cxx = ["-O3", "-g0", "-std=c++20", "-Wno-psabi"]  # psabi: GCC's note on passing vectors by value
     link = []
     if sys.platform == "linux":  # without it at::parallel_for is a plain loop
@@ -105,25 +108,31 @@ def extension():
         sanitize = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
         cxx += [*sanitize, "-O1", "-g1", "-fno-omit-frame-pointer"]
         link += sanitize
-    if not with_cuda():
-        return cpp_extension.CppExtension(
-            "fusedrnn._C",
-            CPU_SOURCES,
-            define_macros=macros,
-            extra_compile_args=cxx,
-            extra_link_args=link,
-            depends=HEADERS,
-        )
-    architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
-    macros += [("FUSEDRNN_WITH_CUDA", "1"), ("FUSEDRNN_CUDA_ARCHS", f'"{architectures}"')]
-    return cpp_extension.CUDAExtension(
-        "fusedrnn._C",
-        [*CPU_SOURCES, "csrc/bindings_cuda.cpp", *CUDA_SOURCES],
-        define_macros=macros,
-        extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20"]},
-        extra_link_args=link,
-        depends=HEADERS,
-    )
+    make, sources, flags = cpp_extension.CppExtension, CPU_SOURCES, cxx
+    if with_cuda():
+        architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+        macros += [("FUSEDRNN_WITH_CUDA", "1"), ("FUSEDRNN_CUDA_ARCHS", f'"{architectures}"')]
+        make, sources = cpp_extension.CUDAExtension, [*CPU_SOURCES, "csrc/torch/cuda.cpp", *CUDA_SOURCES]
+        flags = {"cxx": cxx, "nvcc": ["-O3", "-std=c++20"]}
+    mac = sys.platform == "darwin"
+    name = "-Wl,-install_name,@rpath/libfusedrnn.so" if mac else "-Wl,-soname,libfusedrnn.so"
+    rpath = "-Wl,-rpath,@loader_path" if mac else "-Wl,-rpath,$ORIGIN"
+    common = {"define_macros": macros, "extra_compile_args": flags, "depends": HEADERS}
+    library = make(LIBRARY, sources, extra_link_args=[*link, name], **common)
+    library.libraries.remove("torch_python")
+    return [library, make("fusedrnn._C", PYTHON_SOURCES, extra_link_args=[*link, rpath], **common)]
+
+
+class Build(cpp_extension.BuildExtension):
+    def get_ext_filename(self, name):
+        if name in (LIBRARY, LIBRARY.rpartition(".")[2]):
+            return os.path.join(*name.split(".")) + ".so"
+        return super().get_ext_filename(name)
+
+    def build_extension(self, extension):
+        if extension.name != LIBRARY:
+            extension.extra_link_args.append(self.get_ext_fullpath(LIBRARY))
+        super().build_extension(extension)
 
 
 def main():
@@ -135,8 +144,8 @@ def main():
             "Install g++ 11 or newer and Python's headers (Debian: g++ python3-dev), then install fusedrnn again."
         )
     setup(
-        ext_modules=[] if complaint else [extension()],
-        cmdclass={"build_ext": cpp_extension.BuildExtension},
+        ext_modules=[] if complaint else extensions(),
+        cmdclass={"build_ext": Build},
     )
 
 

@@ -7,11 +7,7 @@
 
 #include <cmath>
 
-#ifdef __CUDACC__
-#define FUSEDRNN_FN __host__ __device__ inline
-#else
-#define FUSEDRNN_FN inline __attribute__((always_inline))
-#endif
+#include "function.h"
 
 namespace fusedrnn {
 
@@ -41,7 +37,7 @@ struct Tanh {
   }
 };
 
-struct Relu {  // NaN passes through, as in torch.relu: hence "<= 0 or else"
+struct Relu {  // in select form, so that NaN propagates as in torch.relu
   template <class V>
   FUSEDRNN_FN static V apply(V x) {
     return where(x <= V(0), V(0), x);

@@ -2,7 +2,9 @@
 //
 //   x[kGates]      input part of the pre-activations: x W_ih^T + b_ih
 //   r[kGates]      recurrent part:                     h W_hh^T + b_hh
-//   s[kStates]     in: the state before the step, out: after it; s[0] is h
+//   s[kStates]     in: the states before the step, out: after it; s[0] is h. A cell whose kReadsH is false neither
+//   reads
+//                  s[0] nor prev[0]: h reaches it through W_hh alone
 //   saved[kSaved]  what the backward pass needs: activated gates
 //   prev[kStates]  in backward: the state before the step
 //   ds[kStates]    in: gradient of the state after the step; out: of the state before it, less what reaches h through
@@ -14,11 +16,14 @@
 #pragma once
 
 #include "activations.h"
+#include "scan.h"
 
 namespace fusedrnn {
 
 struct LstmCell {
+  static constexpr const char* kName = "LSTM";
   static constexpr int kGates = 4, kStates = 2, kSaved = 4, kGrads = 4;
+  static constexpr bool kReadsH = false;
 
   template <class V>
   FUSEDRNN_FN static void forward(const V* x, const V* r, V* s, V* saved) {
@@ -46,7 +51,9 @@ struct LstmCell {
 };
 
 struct GruCell {
+  static constexpr const char* kName = "GRU";
   static constexpr int kGates = 3, kStates = 1, kSaved = 4, kGrads = 4;
+  static constexpr bool kReadsH = true;
 
   template <class V>
   FUSEDRNN_FN static void forward(const V* x, const V* r, V* s, V* saved) {
@@ -72,6 +79,7 @@ struct GruCell {
 template <class Activation>
 struct ElmanCell {
   static constexpr int kGates = 1, kStates = 1, kSaved = 1, kGrads = 1;
+  static constexpr bool kReadsH = false;
 
   template <class V>
   FUSEDRNN_FN static void forward(const V* x, const V* r, V* s, V* saved) {
@@ -85,5 +93,22 @@ struct ElmanCell {
     ds[0] = V(0);
   }
 };
+
+struct TanhRnnCell : ElmanCell<Tanh> {
+  static constexpr const char* kName = "RNN_TANH";
+};
+struct ReluRnnCell : ElmanCell<Relu> {
+  static constexpr const char* kName = "RNN_RELU";
+};
+
+template <class... Cells>
+struct CellList {};
+using BuiltInCells = CellList<LstmCell, GruCell, TanhRnnCell, ReluRnnCell>;
+
+template <class Cell>
+constexpr CellTraits traits_of() {
+  static_assert(Cell::kStates <= kMaxStates && Cell::kGrads >= Cell::kGates);
+  return {Cell::kName, Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kGrads};
+}
 
 }  // namespace fusedrnn

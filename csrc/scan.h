@@ -7,7 +7,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string_view>
+#include <tuple>
 #include <type_traits>
+
+#include "function.h"
 
 namespace fusedrnn {
 
@@ -22,15 +26,19 @@ struct float16 {
 template <class T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-enum class CellKind { kLstm, kGru, kRnnTanh, kRnnRelu };
+constexpr int kMaxStates = 4;
 
-struct CellSizes {  // a cell's constants (cells.h) for callers that know it only at run time
-  int gates, saved, grads;
+// A cell's constants (cells.h) for callers that know it only at run time.
+struct CellTraits {
+  const char* name;
+  int gates, states, saved, grads;
 };
 
 struct Shape {
   int64_t steps, rows, packed_rows, input, hidden, projected;  // T, N, R, I, H, P
   int directions;                                              // D
+
+  FUSEDRNN_FN int64_t width(int state) const { return state ? hidden : projected; }
 };
 
 // Which rows take which step: a padded batch is a packed batch whose steps are all of one size.
@@ -38,7 +46,7 @@ struct Batch {
   const int64_t* offsets;  // [T+1]  step t owns packed rows offsets[t] .. offsets[t+1]-1, batch rows 0, 1, ...
                            // CUDA: null if padded, for offsets[t] = t * N
   const int64_t* lengths;  // [N] or null: row n is frozen from step lengths[n] on, and its outputs there are zero
-  const bool* reset;       // [R] or null: true cuts a row before that step: its state is selected, never multiplied
+  const bool* reset;       // [R] or null: true: the states are replaced by the reset states before this step
 };
 
 template <class T>
@@ -50,13 +58,23 @@ struct Weights {  // of one direction
   const T* w_hr;  // [P, H] or null
 };
 
-// Zoneout of h or c: its units keep their value in a step where `keeps` is true; without it all keep the same share of
-// their value, 0 for no zoneout.
+// Zoneout of a state: units keep their value in a step where `keeps` is true; without a mask all keep the fraction
+// `fraction` of it, 0 for no zoneout.
 struct Zone {
   const bool* keeps;  // [R, D, width] or null
-  double share;
+  double fraction;
 
-  explicit operator bool() const { return keeps || share != 0; }
+  FUSEDRNN_FN explicit operator bool() const { return keeps || fraction != 0; }
+};
+
+template <class T>
+struct State {
+  const T* initial;  // [D, N, width]
+  const T* reset;    // [D, N, width], or null for zeros
+  Zone zone;         // of h: after the projection; of another: after h was made from it
+  // written by scan_forward
+  T* steps;  // [R, D, width] or null   after every step; backward reads it
+  T* last;   // [D, N, width]
 };
 
 template <class T>
@@ -66,20 +84,11 @@ struct ScanParams {
   Weights<T> weights[2];  // per direction
   const T* x;             // [R, I]              CPU only, as w_ih and b_ih
   const T* gates_x;       // [D, R, G, H]        CUDA only: x W_ih^T + b_ih; when training, planes 0 .. G-1 of saved
-  const T* h0;            // [D, N, P]
-  const T* c0;            // [D, N, H]           LSTM only, as every c below
-  const T* reset_h;       // [D, N, P] or null   state behind a cut; null stands for zeros
-  const T* reset_c;       // [D, N, H] or null
   const T* h_mask;        // [D, N, P] or null   h is multiplied by it on its way into w_hh, in every step
-  Zone zone_h;            // width P; after the projection
-  Zone zone_c;            // width H; after h was made from c
+  State<T> states[kMaxStates];  // states[0] is h, of width P, and its steps are y; the others have width H
   // written by scan_forward, read by scan_backward
-  T* y;        // [R, D, P]
-  T* c_steps;  // [R, D, H] or null   cell state after every step; backward needs it
-  T* saved;    // [D, R, A, H] or null   backward needs it
-  T* hidden;   // [D, R, H] or null   hidden state before projection; the gradient of w_hr needs it
-  T* h_n;      // [D, N, P]   or y, of one step
-  T* c_n;      // [D, N, H]
+  T* saved;   // [D, R, A, H] or null
+  T* hidden;  // [D, R, H] or null   h before its projection; the gradient of w_hr needs it
 };
 
 // What backward makes of every step on CUDA: all the caller needs for the gradients that are sums over steps, one GEMM
@@ -97,33 +106,30 @@ struct WeightGrads {  // of one direction, shaped as in Weights; each null if no
 };
 
 template <class T>
-struct ScanGrads {
-  // given
-  const T* dy;        // [R, D, P] or null, as the three below
-  const T* dh_n;      // [D, N, P]
-  const T* dc_n;      // [D, N, H]
-  const T* dc_steps;  // [R, D, H]
-  // made
-  T* dh0;                  // [D, N, P]
-  T* dc0;                  // [D, N, H]
-  T* dreset_h;             // [D, N, P] or null
-  T* dreset_c;             // [D, N, H] or null
-  T* dx;                   // [R, I] or null   CPU only, as the next
-  WeightGrads<T> sums[2];  // per direction
-  StepGrads<T> steps;      // CUDA only
+struct StateGrads {  // each shaped as in State
+  // given, null for zeros
+  const T* steps;
+  const T* last;
+  // written
+  T* initial;
+  T* reset;  // or null
 };
 
-// Saved tensors are read-only in scan_backward: running it twice gives the same bits. Results do not depend on the
-// number of threads.
 template <class T>
-void scan_forward_cpu(CellKind cell, const ScanParams<T>& params);
-template <class T>
-void scan_backward_cpu(CellKind cell, const ScanParams<T>& params, const ScanGrads<T>& grads);
+struct ScanGrads {
+  StateGrads<T> states[kMaxStates];
+  T* dx;                      // [R, I] or null   CPU only, as the next
+  WeightGrads<T> weights[2];  // per direction
+  StepGrads<T> steps;         // CUDA only
+};
 
-// The same on a CUDA device, with all pointers in its memory. The input projection is the caller's there: one GEMM for
-// all steps, whose result gives way to the saved values. Returns a cudaError_t, or kNoRoom before anything is launched,
-// if the device cannot run all blocks at once that have to.
-constexpr int kNoRoom = -1;
+// Saved tensors are read-only in backward: running it twice gives the same bits. Results do not depend on the number of
+// threads.
+template <class T>
+struct CpuDriver {
+  void (*forward)(const ScanParams<T>&);
+  void (*backward)(const ScanParams<T>&, const ScanGrads<T>&);
+};
 
 struct Plan;  // cuda/plan.h
 
@@ -134,10 +140,37 @@ struct CudaRun {
   std::function<void*(size_t)> allocate;  // memory that lives until the stream has passed; called once at most
 };
 
+constexpr int kNoRoom = -1;
+
+// The same on a CUDA device, with all pointers in its memory. The input projection is the caller's there: one GEMM for
+// all steps, whose result is overwritten in place by the saved gates. Returns a cudaError_t, or kNoRoom before anything
+// is launched if blocks that wait for each other cannot all be co-resident.
 template <class T>
-int scan_forward_cuda(CellKind cell, const ScanParams<T>& params, const CudaRun& run);
-template <class T>
-int scan_backward_cuda(CellKind cell, const ScanParams<T>& params, const ScanGrads<T>& grads, const CudaRun& run);
+struct CudaDriver {
+  int (*forward)(const ScanParams<T>&, const CudaRun&);
+  int (*backward)(const ScanParams<T>&, const ScanGrads<T>&, const CudaRun&);
+};
+
+template <template <class> class Driver>
+using ForEveryType = std::tuple<Driver<float>, Driver<double>, Driver<bfloat16>, Driver<float16>>;
+
+// A cell and the kernels that run it; pointers are null where there are none.
+struct CellDrivers {
+  CellTraits traits;
+  ForEveryType<CpuDriver> cpu;
+  ForEveryType<CudaDriver> cuda;
+};
+
+// LSTM, GRU, RNN_TANH and RNN_RELU are there from the start. Thread-safe; a reference stays valid. find_cell throws
+// std::invalid_argument for an unknown name, register_cell for a name that is taken.
+const CellDrivers& find_cell(std::string_view name);
+void register_cell(const CellDrivers& cell);
+
+// The drivers of a cell of cells.h, as compiled in cpu/ and cuda/.
+template <class Cell, class T>
+CpuDriver<T> cpu_driver();
+template <class Cell, class T>
+CudaDriver<T> cuda_driver();
 
 const char* cpu_capability();  // the instruction set in use: "DEFAULT", "AVX2", "AVX512" or "AVX512_BF16"
 

@@ -1,9 +1,9 @@
 """Recurrent layers for PyTorch on compiled kernels: drop-in for nn.LSTM, nn.GRU, nn.RNN and their cells."""
 
+from .backends.extension import empty_cache, library_path
 from .batch import episode_starts
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .convert import convert, to_torch
-from .kernels import empty_cache
 from .modules import FusedGRU, FusedLSTM, FusedRNN
 
 __version__ = "0.1.0"
@@ -18,5 +18,6 @@ __all__ = [
     "convert",
     "empty_cache",
     "episode_starts",
+    "library_path",
     "to_torch",
 ]

@@ -8,21 +8,24 @@ from torch.types import Device
 
 from . import twin
 from .batch import fits
+from .inputs import ScanInputs
 from .scan import scan
+
+PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, h: Tensor | None, c: Tensor | None):
     """h and c after one step, or None where something does not fit: then torch.nn says what."""
     if not isinstance(x, Tensor):
         return None
-    own = cell._parameters  # asked first: nn.Module's getattr takes four times as long
+    parameters = cell._parameters  # fast path: nn.Module's getattr takes four times as long
     try:
-        weights = [own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]]
+        weights = [[parameters[name]] for name in PARAMETERS]
     except KeyError:
-        weights = [cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh]
-    if weights[2] is None:
+        weights = [[getattr(cell, name)] for name in PARAMETERS]
+    if weights[2][0] is None:
         del weights[2:]
-    w, lstm, dims = weights[0], mode == "LSTM", x.dim()
+    w, lstm, dims = weights[0][0], mode == "LSTM", x.dim()
     if dims == 1:
         x, h, c = (None if t is None else t.unsqueeze(0) for t in (x, h, c))
     elif dims != 2:
@@ -37,7 +40,8 @@ def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, h: Tensor | None, c: Tenso
         c = h if lstm else None
     elif not (fits(h, size, w) and (not lstm or fits(c, size, w))):
         return None
-    h, _, c, _ = scan(mode, x, h, c, weights)
+    steps, last = scan(mode, ScanInputs(x, [h, c] if lstm else [h], *weights))
+    h, c = steps[0], last[1] if lstm else None
     if dims == 1:
         h, c = h.squeeze(0), None if c is None else c.squeeze(0)
     return h, c

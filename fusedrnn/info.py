@@ -8,7 +8,7 @@ import platform
 
 import torch
 
-from . import kernels
+from .backends import extension as backend
 
 
 def info() -> dict[str, str]:
@@ -18,10 +18,10 @@ def info() -> dict[str, str]:
         "torch": torch.__version__,
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
     }
-    extension = kernels._C
+    extension = backend._C
     if extension is None:
-        found["extension"] = f"not in use: {kernels.extension_error}"
-        found["kernels"] = "none; everything runs through fusedrnn.reference, correct but slow"
+        found["extension"] = f"not in use: {backend.extension_error}"
+        found["kernels"] = "none; everything runs through fusedrnn.backends.reference, correct but slow"
     else:
         found["extension"] = f"built with torch {extension.torch_version}"
         found["kernels"] = "CPU" + (" and CUDA" if extension.cuda_version else "")

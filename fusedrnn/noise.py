@@ -12,36 +12,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .inputs import ScanInputs
+
 
 class Noise(NamedTuple):
     """What a call of the stack does at random; see :class:`fusedrnn.FusedLSTM`."""
 
     recurrent_dropout: float
-    zoneout_h: float
-    zoneout_c: float
+    zoneout: Sequence[float]  # of each state
     weight_drop: float
     training: bool
 
-    def masks(self, x: Tensor, h0: Tensor, c0: Tensor | None, weights: Sequence[Tensor]):
-        """h_mask, zone_h and zone_c of :func:`fusedrnn.scan.scan` for one layer, and its weights with some dropped."""
-        zones = [None if s is None else z for s, z in ((h0, self.zoneout_h), (c0, self.zoneout_c))]
+    def apply(self, inputs: ScanInputs) -> ScanInputs:
+        """The inputs of one layer with h_mask, zones and some weights dropped."""
         if not self.training:
-            means = [torch.tensor(z, dtype=torch.float64, device="cpu") if z else None for z in zones]
-            return None, *means, weights
-        directions = h0.size(0)
-        steps = x.new_empty((), dtype=torch.bool).expand(x.shape[:-1])
-        w_hh = range(1, len(weights), len(weights) // directions)
-        wanted = [(h0, self.recurrent_dropout)]
-        for s, z in zip((h0, c0), zones, strict=True):
-            wanted.append((None if s is None else steps.unsqueeze(-1).expand(*steps.shape, directions * s.size(2)), z))
-        wanted += [(weights[i], self.weight_drop) for i in w_hh]
-        drawn = iter(draw(x, [t for t, p in wanted if p], [p for _, p in wanted if p]))
-        h_mask, zone_h, zone_c, *kept = (next(drawn) if p else None for _, p in wanted)
-        if self.weight_drop:
-            weights = list(weights)
-            for i, mask in zip(w_hh, kept, strict=True):
-                weights[i] = weights[i] * mask
-        return h_mask, zone_h, zone_c, weights
+            means = [torch.tensor(z, dtype=torch.float64, device="cpu") if z else None for z in self.zoneout]
+            return inputs._replace(zones=means)
+        directions = inputs.directions
+        steps = inputs.x.new_empty((), dtype=torch.bool).expand(inputs.x.shape[:-1])
+        wanted = [(inputs.initial[0], self.recurrent_dropout)]
+        for state, rate in zip(inputs.initial, self.zoneout, strict=True):
+            wanted.append((steps.unsqueeze(-1).expand(*steps.shape, directions * state.size(2)), rate))
+        wanted += [(w, self.weight_drop) for w in inputs.w_hh]
+        drawn = iter(draw(inputs.x, [t for t, p in wanted if p], [p for _, p in wanted if p]))
+        h_mask, *masks = (next(drawn) if p else None for _, p in wanted)
+        zones, kept = masks[: len(self.zoneout)], masks[len(self.zoneout) :]
+        w_hh = [w if mask is None else w * mask for w, mask in zip(inputs.w_hh, kept, strict=True)]
+        return inputs._replace(h_mask=h_mask, zones=zones, w_hh=w_hh)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:

@@ -127,48 +127,56 @@ class Recurrent(nn.RNNBase, Generic[State, Steps, PackedSteps]):
 
     # No bare * before the options: the older exporter of torch.onnx passes defaults by place.
     def forward(self, input, hx=None, lengths=None, reset=None, reset_state=None, return_state_sequence=False):
-        plain = lengths is None and reset is None and reset_state is None and not return_state_sequence
-        own = self._parameters  # asked first: nn.Module's getattr takes four times as long
-        weights = [own[name] if name in own else getattr(self, name) for name in self._flat_weights_names]
-        noise = None
-        if self.recurrent_dropout or self.zoneout_h or self.zoneout_c or self.weight_drop:
-            rates = self.recurrent_dropout, self.zoneout_h, self.zoneout_c, self.weight_drop
-            noise, plain = Noise(*rates, self.training), False
+        parameters = self._parameters  # fast path: nn.Module's getattr takes four times as long
+        weights = [parameters[name] if name in parameters else getattr(self, name) for name in self._flat_weights_names]
         batch = make_batch(input, self.batch_first)
-        states = None if batch is None else self._states(hx, batch, weights[0])
-        if states is None:
+        initial = None if batch is None else self._states(hx, batch, weights[0])
+        if initial is None:
             return self._ask_torch(
                 input, hx, batch, lengths=lengths, reset=reset, reset_state=reset_state,
                 return_state_sequence=return_state_sequence,
             )  # fmt: skip
-        h0, c0 = states
-        layers, reset_h, reset_c = self.num_layers, None, None
+        layers = self.num_layers
+        dropout = self.dropout if self.training and layers > 1 else 0.0  # a graph takes what is read for an input
+        plain_input = batch.batch_sizes is None
+        options = stack.PLAIN if plain_input and not dropout else stack.Options(dropout, batch.batch_sizes)
+        plain = lengths is None and reset is None and reset_state is None and not return_state_sequence
         if not plain or batch.nested is not None:
-            lengths = batch.lengths if lengths is None else take_lengths(lengths, batch)
-            if reset_state is not None:
-                if reset is None:
-                    raise ValueError("reset_state is given without reset, which says where it is to be taken")
-                like, names = ((h0,), "a tensor") if c0 is None else ((h0, c0), "a pair (h, c)")
-                reset_h, reset_c = (*take_reset_state(reset_state, batch, like, names), None)[:2]
-            if reset is not None:
-                reset = take_reset(reset, batch)
-            if return_state_sequence not in (False, True, "all"):
-                raise ValueError(f"return_state_sequence must be False, True or 'all', got {return_state_sequence!r}")
-        y, h_n, c_n, sequences = stack.run(
-            self.mode, batch.x, h0, c0, weights, layers, self.dropout if self.training else 0.0,
-            batch.batch_sizes, lengths, reset, reset_h, reset_c,
-            layers if return_state_sequence == "all" else int(return_state_sequence), noise, self.recompute,
-        )  # fmt: skip
-        output, state = batch.give_sequence(y), batch.give_state(h_n)
-        if c_n is not None:
-            state = state, batch.give_state(c_n)
+            options = self._options(options, batch, initial, lengths, reset, reset_state, return_state_sequence)
+        if self.recurrent_dropout or self.zoneout_h or self.zoneout_c or self.weight_drop:
+            zoneout = (self.zoneout_h, self.zoneout_c)[: len(initial)]
+            noise = Noise(self.recurrent_dropout, zoneout, self.weight_drop, self.training)
+            options = options._replace(noise=noise)
+        if self.recompute:
+            options = options._replace(recompute=True)
+        kinds = stack.KINDS[self.bias, self.proj_size > 0]
+        y, last, sequences = stack.run(self.mode, batch.x, initial, weights, kinds, layers, options)
+        output, state = batch.give_sequence(y), batch.give_state(last[0])
+        if len(last) > 1:
+            state = state, batch.give_state(last[1])
         if not return_state_sequence:
             return output, state
-        sequences = [tuple(map(batch.give_sequence, pair)) for pair in sequences]
+        sequences = [tuple(map(batch.give_sequence, (*steps, None)[:2])) for steps in sequences]
         return output, state, sequences if return_state_sequence == "all" else sequences[-1][1]
 
-    def _states(self, hx, batch: Batch, w):
-        """h0 and c0 (or None) in the order of the batch; None where arguments and parameters do not fit each other."""
+    def _options(self, options, batch: Batch, initial, lengths, reset, reset_state, return_state_sequence):
+        """With what the call asks for beyond torch.nn."""
+        lengths = batch.lengths if lengths is None else take_lengths(lengths, batch)
+        reset_states = ()
+        if reset_state is not None:
+            if reset is None:
+                raise ValueError("reset_state is given without reset, which says where it is to be taken")
+            names = "a tensor" if len(initial) == 1 else "a pair (h, c)"
+            reset_states = take_reset_state(reset_state, batch, initial, names)
+        if reset is not None:
+            reset = take_reset(reset, batch)
+        if return_state_sequence not in (False, True, "all"):
+            raise ValueError(f"return_state_sequence must be False, True or 'all', got {return_state_sequence!r}")
+        sequences = self.num_layers if return_state_sequence == "all" else int(return_state_sequence)
+        return options._replace(lengths=lengths, reset=reset, reset_states=reset_states, sequences=sequences)
+
+    def _states(self, hx, batch: Batch, w) -> list[Tensor] | None:
+        """The initial states in the order of the batch; None where arguments and parameters do not fit each other."""
         x, lstm = batch.x, self.mode == "LSTM"
         layers, hidden = self.num_layers * (2 if self.bidirectional else 1), self.hidden_size
         projected = self.proj_size or hidden
@@ -176,14 +184,17 @@ class Recurrent(nn.RNNBase, Generic[State, Steps, PackedSteps]):
             return None
         if hx is None:
             h0 = x.new_zeros(layers, batch.rows, projected)
-            return h0, (h0 if projected == hidden else x.new_zeros(layers, batch.rows, hidden)) if lstm else None
-        if lstm and not (isinstance(hx, (tuple, list)) and len(hx) == 2):
-            return None
+            if not lstm:
+                return [h0]
+            return [h0, h0 if projected == hidden else x.new_zeros(layers, batch.rows, hidden)]
         size = (layers, batch.rows) if batch.batched else (layers,)
-        h0, c0 = hx if lstm else (hx, None)
-        if not (fits(h0, (*size, projected), w) and (not lstm or fits(c0, (*size, hidden), w))):
+        if not lstm:
+            return [batch.take_state(hx)] if fits(hx, (*size, projected), w) else None
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2:
             return None
-        return batch.take_state(h0), batch.take_state(c0) if lstm else None
+        h0, c0 = hx
+        fit = fits(h0, (*size, projected), w) and fits(c0, (*size, hidden), w)
+        return [batch.take_state(h0), batch.take_state(c0)] if fit else None
 
     def _ask_torch(self, input, hx, batch: Batch | None, **options):
         """What torch.nn makes of arguments that do not fit: nearly always an error, with its message."""

@@ -1,104 +1,82 @@
-"""The scan of one recurrent layer, and by whom it is done.
+"""The scan of one recurrent layer: selects the backend.
 
 Eager calls go to the compiled kernels through a ``torch::autograd::Function`` of the extension, which first looks at
 every tensor: its memory is read only if it is dense and holds its values itself. A compiled or exported graph gets the
-kernels as opaque operators, and so does who watches or stands between (modes, tracers, fake and functional tensors,
-subclasses with ``__torch_function__``, bits that negate or conjugate). Whatever is left (derivatives of higher order,
-function transforms, forward-mode derivatives, other devices and dtypes, tensors of which only their own operations know
-the values) is done by :mod:`fusedrnn.reference`, as torch.nn would: with operations of PyTorch.
+kernels as opaque operators, as do modes, tracers, fake and functional tensors, subclasses with ``__torch_function__``
+and tensors whose bits negate or conjugate. Whatever is left (derivatives of higher order, function transforms,
+forward-mode derivatives, other devices and dtypes, tensors of which only their own operations know the values) is done
+by :mod:`fusedrnn.backends.reference`, as torch.nn would: with operations of PyTorch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from . import kernels, onnx, operators, reference
+from .backends import extension, onnx, operators, reference
+from .inputs import ScanInputs
 
 # The vectors of the CPU kernels hold units of one row, those of PyTorch's operations hold rows. With at most so many
 # units and at least so many rows, the latter are faster.
 FEW_UNITS = {"LSTM": 1, "GRU": 2, "RNN_TANH": 3, "RNN_RELU": 3}
 MOST_FEW_UNITS, MANY_ROWS = max(FEW_UNITS.values()), 1000
 
+Outputs = tuple[list[Tensor | None], list[Tensor | None]]
 
-def scan(
-    mode: str,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
-    reset: Tensor | None = None,
-    reset_h: Tensor | None = None,
-    reset_c: Tensor | None = None,
-    h_mask: Tensor | None = None,
-    zone_h: Tensor | None = None,
-    zone_c: Tensor | None = None,
-    c_sequence: bool = False,
-    recompute: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+
+def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool = False) -> Outputs:
     """Runs one layer, all steps and both directions. The modules have checked the arguments.
 
     Args:
-        mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``, as in :attr:`torch.nn.RNNBase.mode`.
-        x: padded input [T, N, I], or packed rows [R, I] together with ``batch_sizes``, or one step [N, I]: then
-            neither states nor results have dimensions of steps and directions, and h_n is not to be used: y is it.
-        h0: initial hidden state [D, N, P]; its first size says whether the layer is bidirectional (D = 2).
-        c0: initial cell state [D, N, H] of an LSTM, else None.
-        weights: for each direction ``w_ih [G*H, I], w_hh [G*H, P]``, then ``b_ih, b_hh [G*H]`` or neither,
-            then ``w_hr [P, H]`` of a projected LSTM.
-        batch_sizes: [T] int64 on the CPU, not increasing: the number of packed rows in each step.
-        lengths: [N] int64; row n ends after ``lengths[n]`` steps: later outputs are zero, its state is frozen, and
-            the reverse direction starts at its end. Only with padded input.
-        reset: bool [T, N] (packed: [R]); True cuts the row between the step before and this one. Forward, the state
-            before this step becomes ``reset_h``, ``reset_c``; the reverse direction starts anew on the other side.
-        reset_h, reset_c: as h0 and c0; None stands for zeros.
-        h_mask: [D, N, P]; h is multiplied by it on its way into w_hh, in every step.
-        zone_h: bool [T, N, D*P] (packed: [R, D*P]); True where h keeps its value in a step. Or a number without
-            dimensions on the CPU: h becomes that share of its old value and the rest of the new.
-        zone_c: the same for c, with H instead of P.
-        c_sequence: also return the cell state after every step.
+        cell: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``, as :attr:`torch.nn.RNNBase.mode`.
+        inputs: see :class:`fusedrnn.inputs.ScanInputs`.
+
+            - ``lengths``: row n ends after ``lengths[n]`` steps: later outputs are zero, its states are frozen, and the
+              reverse direction starts at its end.
+            - ``reset``: where true, the states become ``reset_states`` before this step; the reverse direction starts
+              anew on the other side.
+            - ``h_mask``: h is multiplied by it on its way into w_hh, in every step.
+            - ``zones``: a mask is true where the state keeps its value in a step. Of a number, which is on the CPU, the
+              state becomes that fraction of its old value and the rest of the new.
+        sequences: also return the states besides h after every step.
         recompute: keep only the states for the backward pass, which makes the gates again by one GEMM.
 
     Returns:
-        y [T, N, D*P] (packed: [R, D*P]), h_n [D, N, P], c_n [D, N, H] or None, and c of every step [T, N, D*H] or None.
+        Each state after every step [T, N, D*width] (packed: [R, D*width]), None where not asked for, the first being y;
+        and each state after the last step [D, N, width], that of h not of one step: y is it.
     """
     h_dtype = None
     if torch._C._is_any_autocast_enabled():
-        tensors = (x, h0, c0, reset_h, reset_c, h_mask, *weights)
-        (x, h0, c0, reset_h, reset_c, h_mask, *weights), h_dtype = _autocast(mode, batch_sizes is not None, *tensors)
-    args = (x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c)
+        inputs, h_dtype = _autocast(cell, inputs)
     compiling = torch.compiler.is_compiling()
     traced = compiling or torch._C._get_tracing_state() is not None
-    if not traced and h0.shape[-1] <= MOST_FEW_UNITS and _suits_torch(mode, c_sequence, args, weights):
-        y, h_n, c_n = reference.torch_layer(mode, x, h0, c0, weights)
-        return y, h_n, c_n, None
-    found = None if compiling else kernels.scan(mode, c_sequence, recompute, args, weights)
-    if found is not None:
-        y, h_n, c_n, c_steps = found
-    elif _use_reference((*args, *weights), compiling):
-        y, h_n, c_n, c_steps = reference.scan(mode, x, h0, c0, weights, *args[3:])
+    if not traced and inputs.initial[0].shape[-1] <= MOST_FEW_UNITS and _suits_torch(cell, sequences, inputs):
+        return reference.torch_layer(cell, inputs)
+    states = len(inputs.initial)
+    outputs = None if compiling else extension.scan(cell, sequences, recompute, inputs)
+    if outputs is not None:
+        steps, last = outputs[:states], outputs[states:]
+    elif _use_reference(inputs.x, inputs.tensors(), compiling):
+        steps, last = reference.scan(cell, inputs)
     elif onnx.is_exporting():
-        y, h_n, c_n = onnx.layer(mode, x, h0, c0, weights, (*args[3:], c_sequence))
-        c_steps = None
+        steps, last = onnx.layer(cell, inputs, sequences)
     else:
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             training = recompute = True  # in whatever grad mode: the graph may be run in the other
         else:
-            training = torch.is_grad_enabled() and any(
-                t is not None and t.requires_grad for t in (x, h0, c0, reset_h, reset_c, *weights)
-            )
-        keep_gates, keep_c = training and not recompute, c_sequence or training and recompute
-        y, h_n, c_n, c_steps, _, _ = operators.scan_forward(mode, keep_gates, keep_c, *args, list(weights))
+            training = torch.is_grad_enabled() and any(t.requires_grad for t in inputs.differentiable())
+        save, keep_steps = training and not recompute, sequences or training and recompute
+        outputs = operators.scan_forward(cell, save, keep_steps, *inputs)
+        steps, last = outputs[:states], outputs[states : 2 * states]
     if h_dtype is not None:
-        y, h_n = y.to(h_dtype), h_n.to(h_dtype)
-    return y, h_n, c_n if c0 is not None else None, c_steps if c_sequence and c0 is not None else None
+        steps = [steps[0].to(h_dtype), *steps[1:]]
+        last = [None if last[0] is None else last[0].to(h_dtype), *last[1:]]
+    return steps, last
 
 
-def _autocast(mode: str, packed: bool, *tensors: Tensor | None) -> tuple[list[Tensor | None], torch.dtype | None]:
+def _autocast(cell: str, inputs: ScanInputs) -> tuple[ScanInputs, torch.dtype | None]:
     """The tensors in the dtype in which autocast has the layer run, float64 and integers as they are; and the dtype of
     y and h_n if it is another.
 
@@ -107,56 +85,61 @@ def _autocast(mode: str, packed: bool, *tensors: Tensor | None) -> tuple[list[Te
     that a projection makes remains narrow. What comes out wide is wide from the beginning. A padded LSTM is all narrow
     without a projection: there it is one operation of oneDNN's.
     """
-    x, h0, c0 = tensors[:3]
-    device = x.device.type
+    device = inputs.x.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return list(tensors), None
+        return inputs, None
     dtype = narrow = torch.get_autocast_dtype(device)
-    state, projected = {"LSTM": c0, "GRU": h0}.get(mode), len(tensors) - 6 in (3, 5, 6, 10)
-    if device == "cpu" and state is not None and (mode == "GRU" or packed or projected or h0.dim() == 2):
+    state = {"LSTM": inputs.initial[-1], "GRU": inputs.initial[0]}.get(cell)
+    step_by_step = cell == "GRU" or inputs.batch_sizes is not None or bool(inputs.w_hr) or inputs.one_step
+    if device == "cpu" and state is not None and step_by_step:
         dtype = torch.promote_types(narrow, state.dtype)
-    cast = Tensor.to if torch.compiler.is_compiling() else kernels.cached_cast
+    cast = Tensor.to if torch.compiler.is_compiling() else extension.cached_cast
     wide = {dtype, torch.float64}
-    found = [t if t is None or not t.is_floating_point() or t.dtype in wide else cast(t, dtype) for t in tensors]
-    return found, narrow if projected and dtype is not narrow else None
+
+    def convert(t):
+        return t if not t.is_floating_point() or t.dtype in wide else cast(t, dtype)
+
+    inputs = inputs.with_differentiable([convert(t) for t in inputs.differentiable()])
+    if inputs.h_mask is not None:
+        inputs = inputs._replace(h_mask=convert(inputs.h_mask))
+    return inputs, narrow if inputs.w_hr and dtype is not narrow else None
 
 
-def _suits_torch(mode: str, c_sequence: bool, args: Sequence[Tensor | None], weights: Sequence[Tensor]) -> bool:
+def _suits_torch(cell: str, sequences: bool, inputs: ScanInputs) -> bool:
     """Has the layer so few units and so many rows that PyTorch's operations, which vectorise over rows, are faster?"""
-    x, h0, c0, *options = args
+    x, h0 = inputs.x, inputs.initial[0]
     return (
-        h0.shape[-2] >= MANY_ROWS
-        and weights[1].shape[-1] == h0.shape[-1] <= FEW_UNITS[mode]
-        and len(weights) in (2, 4, 8)
+        cell in FEW_UNITS
+        and h0.shape[-2] >= MANY_ROWS
+        and h0.shape[-1] <= FEW_UNITS[cell]
+        and not inputs.w_hr
         and x.is_cpu
-        and x.dtype in ((torch.float64,) if mode == "LSTM" else (torch.float32, torch.float64))
-        and not c_sequence
-        and all(option is None for option in options)
-        and kernels._C is not None
-        and operators.can_take((*args, *weights))
+        and x.dtype in ((torch.float64,) if cell == "LSTM" else (torch.float32, torch.float64))
+        and not sequences
+        and not inputs.has_options()
+        and extension._C is not None
+        and operators.can_take(inputs.tensors())
     )
 
 
-def _use_reference(tensors: Sequence[Tensor | None], compiling: bool = False) -> bool:
-    """Is this a case that only plain PyTorch can do? The first tensor is x."""
-    x = tensors[0]
+def _use_reference(x: Tensor, tensors: Iterable[Tensor], compiling: bool = False) -> bool:
+    """Is this a case that only plain PyTorch can do?"""
     if (
-        kernels._C is None
-        or x.dtype not in kernels.DTYPES
-        or not (x.is_cpu or x.is_meta or (x.is_cuda and kernels._C.cuda_version))
+        extension._C is None
+        or x.dtype not in extension.DTYPES
+        or not (x.is_cpu or x.is_meta or (x.is_cuda and extension._C.cuda_version))
     ):
         return True
     return not compiling and not operators.can_take(tensors)
 
 
-def _gradients(mode, args, weights, outputs, grads, wanted, plain):
-    """The backward pass of the eager path; plain: the kernels may read all of the tensors, and nobody watches."""
-    differentiable = torch.is_grad_enabled()  # the gradients themselves shall be
-    if plain and not differentiable:
-        return kernels.gradients(mode, args, weights, *outputs, grads, wanted)
-    if differentiable or _use_reference((*args, *weights, *outputs, *grads)):
-        return reference.gradients(mode, args, weights, grads, wanted)
-    return operators.gradients(mode, args, weights, outputs, grads, wanted)
+def _gradients(cell, inputs, outputs, grads, wanted):
+    """The backward pass of the eager path where the extension leaves it to Python."""
+    inputs = ScanInputs(*inputs)
+    present = (t for t in (*inputs.tensors(), *outputs, *grads) if t is not None)
+    if torch.is_grad_enabled() or _use_reference(inputs.x, present):
+        return reference.gradients(cell, inputs, grads, wanted)
+    return operators.gradients(cell, inputs, outputs, grads, wanted)
 
 
-kernels.set_gradients(_gradients)
+extension.set_gradients(_gradients)

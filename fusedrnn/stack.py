@@ -3,68 +3,85 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .inputs import WEIGHTS, ScanInputs
 from .noise import Noise, dropout
 from .scan import scan
 
 
+def _places(bias: bool, projection: bool) -> tuple[int, tuple[int | None, ...]]:
+    kinds = (*WEIGHTS[:2], *WEIGHTS[2:4] * bias, *WEIGHTS[4:] * projection)
+    return len(kinds), tuple(kinds.index(kind) if kind in kinds else None for kind in WEIGHTS)
+
+
+# By (bias, projection): how many parameters a layer of torch.nn has in one direction, and the place of each of
+# WEIGHTS among them.
+KINDS = {(bias, projection): _places(bias, projection) for bias in (False, True) for projection in (False, True)}
+
+
+class Options(NamedTuple):
+    """How a stack is run: what all of its layers share."""
+
+    dropout: float = 0.0  # probability with which an element between two layers becomes zero; 0 outside of training
+    batch_sizes: Tensor | None = None  # this and the next two as in ScanInputs
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
+    reset_states: Sequence[Tensor] = ()  # of all layers
+    sequences: int = 0  # the number of layers, counted from the last, of which all states after every step are wanted
+    noise: Noise | None = None  # masks inside of the layers, drawn anew in every call
+    recompute: bool = False
+
+
+PLAIN = Options()
+
+
 def run(
-    mode: str,
+    cell: str,
     x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
+    initial: Sequence[Tensor],
     weights: Sequence[Tensor],
+    kinds: tuple[int, tuple[int | None, ...]],
     layers: int,
-    dropout_rate: float = 0.0,
-    batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
-    reset: Tensor | None = None,
-    reset_h: Tensor | None = None,
-    reset_c: Tensor | None = None,
-    c_sequences: int = 0,
-    noise: Noise | None = None,
-    recompute: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None, list[tuple[Tensor, Tensor | None]]]:
+    options: Options,
+) -> tuple[Tensor, list[Tensor], list[list[Tensor | None]]]:
     """Runs all layers; each but the last hands its output, after dropout, to the next.
 
     Args:
-        mode, x, batch_sizes, lengths, reset: as for :func:`fusedrnn.scan.scan`.
-        h0, c0, reset_h, reset_c: as there, but of all layers: [L*D, N, P] and [L*D, N, H].
-        weights: of all layers, one after the other, each in the order of the scan.
+        cell, x: as for :func:`fusedrnn.scan.scan`.
+        initial: each state of all layers, [L*D, N, width].
+        weights, kinds: of all layers and directions, one after the other, and an entry of KINDS.
         layers: L.
-        dropout_rate: probability with which an element between two layers becomes zero; 0 outside of training.
-        c_sequences: the number of layers, counted from the last, whose cell state after every step is wanted.
-        noise: masks inside of the layers, drawn anew in every call.
-        recompute: as for the scan.
 
     Returns:
-        y of the last layer, h_n [L*D, N, P], c_n [L*D, N, H] or None, and for each layer its y and its cell state
-        after every step (None where not wanted).
+        y of the last layer, each state after the last step [L*D, N, width], and for each layer its states after every
+        step (None where not wanted).
     """
-    h_n, c_n, sequences = [], [], []
+    count, places = kinds
+    if layers == 1 and options is PLAIN:  # fast path
+        steps, last = scan(cell, ScanInputs(x, initial, *[() if i is None else weights[i::count] for i in places]))
+        return steps[0], last, [steps]
+    directions, final, sequences = initial[0].size(0) // layers, [], []
     for layer in range(layers):
-        if layer and dropout_rate:
-            x = dropout(x, dropout_rate)
-        h, c, own_reset_h, own_reset_c, own = h0, c0, reset_h, reset_c, weights
+        if layer and options.dropout:
+            x = dropout(x, options.dropout)
+        begin, end = layer * directions * count, (layer + 1) * directions * count
+        states, reset_states = initial, options.reset_states
         if layers > 1:
-            directions, count = h0.size(0) // layers, len(weights) // layers
-            h, c, own_reset_h, own_reset_c = (
-                None if s is None else s.narrow(0, layer * directions, directions) for s in (h0, c0, reset_h, reset_c)
+            states, reset_states = (
+                [s.narrow(0, layer * directions, directions) for s in kind] for kind in (initial, reset_states)
             )
-            own = weights[layer * count : (layer + 1) * count]
-        h_mask = zone_h = zone_c = None
-        if noise is not None:
-            h_mask, zone_h, zone_c, own = noise.masks(x, h, c, own)
-        x, h, c, c_steps = scan(
-            mode, x, h, c, own, batch_sizes, lengths, reset, own_reset_h, own_reset_c, h_mask, zone_h, zone_c,
-            layers - layer <= c_sequences, recompute,
-        )  # fmt: skip
-        h_n.append(h)
-        c_n.append(c)
-        sequences.append((x, c_steps))
+        parts = [() if i is None else weights[begin + i : end : count] for i in places]
+        inputs = ScanInputs(x, states, *parts, reset_states, options.batch_sizes, options.lengths, options.reset)
+        if options.noise is not None:
+            inputs = options.noise.apply(inputs)
+        steps, last = scan(cell, inputs, layers - layer <= options.sequences, options.recompute)
+        x = steps[0]
+        final.append(last)
+        sequences.append(steps)
     if layers == 1:
-        return x, h, c, sequences
-    return x, torch.cat(h_n), torch.cat(c_n) if c0 is not None else None, sequences
+        return x, last, sequences
+    return x, [torch.cat(states) for states in zip(*final, strict=True)], sequences

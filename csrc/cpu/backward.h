@@ -18,11 +18,8 @@ class Backward {
   using E = Operand<T>;
   static constexpr int G = Cell::kGates, A = Cell::kSaved, Q = Cell::kGrads;
   static constexpr int64_t kBlockRows = 8 * kTileRows;
-  // Rows summed up together, about: fewer where the cache of a core keeps the gate gradients of these, and not of those
-  // (LSTM, T=100, N=16 .. 64, H=128: a training call takes 0.98 of its time with 512; H=512: 1.01).
-  static constexpr int64_t kChunkRows = 1024, kFewChunkRows = 512;
-  static constexpr int64_t kAhead = 2;  // rows
-  static constexpr bool kHasCell = Cell::kStates == 2;
+  static constexpr int64_t kChunkRows = 1024;  // rows whose gate gradients are summed up together, about
+  static constexpr int kStates = Cell::kStates;
 
  public:
   Backward(const ScanParams<T>& params, const ScanGrads<T>& grads)
@@ -36,13 +33,11 @@ class Backward {
         room(most_rows()),
         H_(padded<S>(s.hidden)),
         P_(padded<S>(s.projected)),
-        dh(s.directions * s.rows * P_),
-        dc(kHasCell ? s.directions * s.rows * H_ : 0),
+        dstates(offset(kStates)),
         dhidden(projects ? s.directions * s.rows * H_ : 0),
         dgates(s.directions * room * Q * s.hidden),
         dh_steps(projects ? s.directions * room * s.projected : 0),
-        dreset_h(g.dreset_h ? s.directions * s.rows * P_ : 0),
-        dreset_c(g.dreset_c ? s.directions * s.rows * H_ : 0),
+        dresets(wants_resets() ? offset(kStates) : 0),
         zeros(s.hidden + s.projected),
         zero_bias(kPanel<S>) {
     zero<T>(zeros, s.hidden + s.projected);
@@ -59,31 +54,29 @@ class Backward {
     size_t last = chunks.size() - 2;
     Division division = divide<Cell>(p, flops);
     for (size_t i = 0; i <= last; ++i) {
-      share_out(p, division, [&](Share& share) {
+      run_partitioned(p, division, [&](Partition& part) {
         if (i == 0) {
-          pack_weights(share);
-          if (!share.splits_units()) share.meet();
-          start(share);
+          pack_weights(part);
+          if (!part.splits_units()) part.sync();
+          start(part);
         }
-        if (share.row < share.row_end) walk(share, chunk(share.d, i));
-        if (i == last) finish(share);
+        if (part.row < part.row_end) walk(part, chunk(part.d, i));
+        if (i == last) finish(part);
       });
       sum_up(i);
     }
   }
 
  private:
-  // How many rows take the steps before step t, all rows counted that take it: frozen ones are left out of what is
-  // emitted (LSTM, T=200, N=64, H=128, lengths of 10 to 200: a training call takes 0.73 to 0.77 of its time with zeros
-  // for them).
+  // How many rows take the steps before step t. Rows that have ended have no gate gradients, and no products either.
   std::vector<int64_t> rows_taken() const {
     std::vector<int64_t> taken{0};
-    Walk<T> walk{p, 0, nullptr};
+    StepIterator<T> walk{{p, 0}, nullptr};
     for (int64_t t = 0; t < s.steps; ++t) taken.push_back(taken.back() + alive_rows(walk, t, walk.rows(t)));
     return taken;
   }
   // Those of rows 0 .. end - 1 that take step t.
-  int64_t alive_rows(const Walk<T>& walk, int64_t t, int64_t end) const {
+  int64_t alive_rows(const StepIterator<T>& walk, int64_t t, int64_t end) const {
     if (!p.batch.lengths) return least(end, walk.rows(t));
     int64_t count = 0;
     for (int64_t n = 0; n < end; ++n) count += walk.alive(t, n);
@@ -92,10 +85,7 @@ class Backward {
   // Chunks of steps with about as many rows each: chunk k is steps [k] .. [k+1] - 1. There is one where there is no
   // step.
   std::vector<int64_t> bounds_of_chunks() const {
-    int64_t bytes = Q * s.hidden * static_cast<int64_t>(sizeof(E));
-    bool few = kFewChunkRows * bytes <= kCacheOfACore && kChunkRows * bytes > kCacheOfACore;
-    int64_t most = few ? kFewChunkRows : kChunkRows;
-    int64_t rows = taken.back(), count = (rows + most - 1) / most, chunk = 0;
+    int64_t rows = taken.back(), count = (rows + kChunkRows - 1) / kChunkRows, chunk = 0;
     std::vector<int64_t> bounds{0};
     for (int64_t t = 1; count > 1 && t < s.steps; ++t)
       if (int64_t own = taken[t] * count / rows; own != chunk) bounds.push_back(t), chunk = own;
@@ -124,7 +114,7 @@ class Backward {
     team(flops < kFlopsWorthAThread ? 1 : max_threads(), [&](int64_t member, int64_t members) {
       barrier.run([&] {
         for (int d = 0; d < s.directions; ++d) sums[d]->prepare(member, members, chunk(d, i), i == 0);
-        barrier.meet(members);
+        barrier.sync(members);
         for (int d = 0; d < s.directions; ++d) {
           bool begun = s.directions == 2 && (2 * i > last || (2 * i == last && d == 1));
           sums[d]->add(member, members, chunk(d, i), dgates + d * room * Q * s.hidden,
@@ -135,165 +125,168 @@ class Backward {
   }
 
   // Each thread packs a part.
-  void pack_weights(const Share& share) {
+  void pack_weights(const Partition& part) {
     auto pack = [&](const Matrix<T>& w, int64_t columns) {
-      for_packed<S>(share, columns, [&](int64_t begin, int64_t end) { w.pack(begin, end); });
+      for_packed<S>(part, columns, [&](int64_t begin, int64_t end) { w.pack(begin, end); });
     };
-    pack(*w_hh[share.d], s.projected);
-    if (projects) pack(*w_hr[share.d], s.hidden);
+    pack(*w_hh[part.d], s.projected);
+    if (projects) pack(*w_hr[part.d], s.hidden);
   }
 
-  void start(const Share& share) {
-    int64_t outs = share.out_end - share.out, units = share.unit_end - share.unit;
-    for (int64_t n = share.row; n < share.row_end; ++n) {
-      int64_t own = share.d * s.rows + n, h = own * s.projected + share.out, c = own * s.hidden + share.unit;
-      start(dh + own * P_ + share.out, g.dh_n ? g.dh_n + h : nullptr, outs);
-      if (kHasCell) start(dc + own * H_ + share.unit, g.dc_n ? g.dc_n + c : nullptr, units);
-      if (g.dreset_h) start(dreset_h + own * P_ + share.out, nullptr, outs);
-      if (g.dreset_c) start(dreset_c + own * H_ + share.unit, nullptr, units);
-    }
+  // The columns of state k that a thread owns.
+  struct Columns {
+    int64_t begin, count;
+  };
+  Columns columns_of(const Partition& part, int k) const {
+    return k ? Columns{part.unit, part.unit_end - part.unit} : Columns{part.out, part.out_end - part.out};
+  }
+  // Rows of state k in dstates and dresets.
+  int64_t offset(int k) const { return k ? s.directions * s.rows * (P_ + (k - 1) * H_) : 0; }
+  int64_t place(int k, int d, int64_t n) const { return offset(k) + (d * s.rows + n) * (k ? H_ : P_); }
+  bool wants_resets() const {
+    bool any = false;
+    for (int k = 0; k < kStates; ++k) any |= g.states[k].reset != nullptr;
+    return any;
   }
 
-  void walk(Share& share, const Steps& steps) {
-    Walk<T> walk{p, share.d, zeros};
-    int64_t most = share.row_end - share.row;
+  void start(const Partition& part) {
+    for (int64_t n = part.row; n < part.row_end; ++n)
+      for (int k = 0; k < kStates; ++k) {
+        auto [begin, count] = columns_of(part, k);
+        int64_t to = place(k, part.d, n) + begin;
+        if (const T* last = g.states[k].last)
+          widen_row(dstates + to, last + (part.d * s.rows + n) * s.width(k) + begin, count);
+        else
+          zero(dstates + to, padded<S>(count));
+        if (g.states[k].reset) zero(dresets + to, padded<S>(count));
+      }
+  }
+
+  void walk(Partition& part, const Steps& steps) {
+    StepIterator<T> walk{{p, part.d}, zeros};
+    int64_t most = part.row_end - part.row;
     int64_t widest = s.projected > Q * s.hidden ? s.projected : Q * s.hidden;
     Buffer<S> tile(kBlockRows * kPanel<S>), wide(kDotProducts && !pairs ? most * padded<S>(widest) : 0);
     Buffer<int64_t> live(most);
     Buffer<const E*> rows(most);
     Buffer<const S*> a(most);
     for (int64_t i = 0; i < steps.end - steps.begin; ++i) {
-      int64_t t = share.d ? steps.begin + i : steps.end - 1 - i;
-      int64_t count = 0, before = taken[t] - taken[steps.begin] + alive_rows(walk, t, share.row);
-      for (int64_t n = share.row; n < share.row_end && n < walk.rows(t); ++n)
+      int64_t t = part.d ? steps.begin + i : steps.end - 1 - i;
+      int64_t count = 0, before = taken[t] - taken[steps.begin] + alive_rows(walk, t, part.row);
+      for (int64_t n = part.row; n < part.row_end && n < walk.rows(t); ++n)
         if (walk.alive(t, n)) live[count++] = n;
-      take_step(share, walk, t, share.d * room + before, count, live, rows, a, wide, tile);
+      take_step(part, walk, t, part.d * room + before, count, live, rows, a, wide, tile);
     }
   }
 
-  void finish(const Share& share) {
-    int64_t outs = share.out_end - share.out, units = share.unit_end - share.unit;
-    for (int64_t n = share.row; n < share.row_end; ++n) {
-      int64_t own = share.d * s.rows + n, h = own * s.projected + share.out, c = own * s.hidden + share.unit;
-      narrow_row(g.dh0 + h, dh + own * P_ + share.out, outs);
-      if (kHasCell) narrow_row(g.dc0 + c, dc + own * H_ + share.unit, units);
-      if (g.dreset_h) narrow_row(g.dreset_h + h, dreset_h + own * P_ + share.out, outs);
-      if (g.dreset_c) narrow_row(g.dreset_c + c, dreset_c + own * H_ + share.unit, units);
-    }
+  void finish(const Partition& part) {
+    for (int64_t n = part.row; n < part.row_end; ++n)
+      for (int k = 0; k < kStates; ++k) {
+        auto [begin, count] = columns_of(part, k);
+        int64_t from = place(k, part.d, n) + begin, to = (part.d * s.rows + n) * s.width(k) + begin;
+        narrow_row(g.states[k].initial + to, dstates + from, count);
+        if (T* reset = g.states[k].reset) narrow_row(reset + to, dresets + from, count);
+      }
   }
 
-  static void start(S* to, const T* given, int64_t count) {
-    if (given)
-      widen_row(to, given, count);
-    else
-      zero(to, padded<S>(count));
-  }
-
-  // place: of the share's first row in what is emitted.
-  void take_step(Share& share, const Walk<T>& walk, int64_t t, int64_t place, int64_t count, const int64_t* live,
-                 const E** rows, const S** a, S* wide, S* tile) {
-    int d = share.d;
-    int64_t outs = share.out_end - share.out;
+  // first: the place of the partition's first row in dgates and dh_steps.
+  void take_step(Partition& part, const StepIterator<T>& walk, int64_t t, int64_t first, int64_t count,
+                 const int64_t* live, const E** rows, const S** a, S* wide, S* tile) {
+    int64_t outs = part.out_end - part.out;
     for (int64_t m = 0; m < count; ++m) {
-      int64_t n = live[m], emitted = (place + m) * s.projected + share.out;
-      S* own = dh + (d * s.rows + n) * P_ + share.out;
-      if (g.dy) add_row(own, g.dy + (walk.row(t, n) * s.directions + d) * s.projected + share.out, outs);
+      int64_t n = live[m], emitted = (first + m) * s.projected + part.out;
+      int64_t output = walk.output(walk.row(t, n), s.projected, part.out);
+      S* dh = dstates + place(0, part.d, n) + part.out;
+      if (g.states[0].steps) add_row(dh, g.states[0].steps + output, outs);
       if (projects) {
-        int64_t kept = (walk.row(t, n) * s.directions + d) * s.projected + share.out;
+        const Zone& zone = p.states[0].zone;
         for (int64_t j = 0; j < outs; j += V::kLanes) {
-          V past = V(0), total = V::load(own + j);
-          if (p.zone_h) lead_past(p.zone_h, kept + j, outs - j, &total, &past);
+          V total = V::load(dh + j), past = V(0);
+          if (zone) past = zoneout_bypass(fraction_kept<S>(zone, output + j, outs - j), &total);
           total.store(dh_steps + emitted + j, outs - j);
-          past.store(own + j);
+          past.store(dh + j);
         }
-        rows[m] = dh_steps + (place + m) * s.projected;
+        rows[m] = dh_steps + (first + m) * s.projected;
       }
     }
     if (projects) {
-      share.meet_if_units_are_split();
+      part.sync_if_units_are_split();
       as_operands<E, S>(count, s.projected, rows, pairs, wide, a);
-      through_w_hr(share, count, live, a, tile);
+      through_w_hr(part, count, live, a, tile);
     }
     for (int64_t m = 0; m < count; ++m) {
-      E* row = dgates + (place + m) * Q * s.hidden;
-      differentiate(share, walk, t, live[m], row);
+      E* row = dgates + (first + m) * Q * s.hidden;
+      differentiate(part, walk, t, live[m], row);
       rows[m] = row;
     }
-    share.meet_or_take_over(s);
+    part.sync_or_take_over(s);
     as_operands<E, S>(count, Q * s.hidden, rows, pairs, wide, a);
-    through_w_hh(share, t % 2, count, live, a, tile);
+    through_w_hh(part, t % 2, count, live, a, tile);
     for (int64_t m = 0; m < count; ++m)
-      if (walk.cut(t, live[m])) divert(share, d * s.rows + live[m]);
+      if (walk.reset_before(t, live[m])) divert(part, live[m]);
   }
 
   // dhidden = dh_steps @ W_hr
-  void through_w_hr(const Share& share, int64_t count, const int64_t* live, const S* const* a, S* tile) {
-    for_panels<S>(share, share.unit, share.unit_end, s.hidden, false, [&](int64_t j, int64_t columns) {
+  void through_w_hr(const Partition& part, int64_t count, const int64_t* live, const S* const* a, S* tile) {
+    for_panels<S>(part, part.unit, part.unit_end, s.hidden, false, [&](int64_t j, int64_t columns) {
       for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        w_hr[share.d]->multiply(block_rows, j, columns, 0, s.projected, a + m, zero_bias, 0, tile, kPanel<S>);
+        w_hr[part.d]->multiply(block_rows, j, columns, 0, s.projected, a + m, zero_bias, 0, tile, kPanel<S>);
         for (int64_t b = 0; b < block_rows; ++b)
-          copy(dhidden + (share.d * s.rows + live[m + b]) * H_ + j, tile + b * kPanel<S>, padded<S>(columns));
+          copy(dhidden + (part.d * s.rows + live[m + b]) * H_ + j, tile + b * kPanel<S>, padded<S>(columns));
       });
     });
   }
 
-  // The cell, for all units of the share and one row. dh and dc: gradients after the step in, before it out. What the
-  // forward pass kept of the step's row after the next comes to the cache meanwhile (LSTM, GRU, T=100, N=16 .. 64,
-  // H=128: a backward pass takes 0.98 of its time; H=512: 1.00).
-  void differentiate(const Share& share, const Walk<T>& walk, int64_t t, int64_t n, E* dgates) {
-    int d = share.d;
-    int64_t r = walk.row(t, n), own = d * s.rows + n;
-    const T* saved = p.saved + (d * s.packed_rows + r) * A * s.hidden;
-    const T* before = kHasCell ? walk.c_before(t, n) : walk.h_before(t, n);
-    const T* dc_step = g.dc_steps ? g.dc_steps + (r * s.directions + d) * s.hidden : nullptr;
-    S* dh_row = projects ? dhidden + own * H_ : dh + own * P_;
-    S* dc_row = dc + own * H_;
-    int64_t place = r * s.directions + d;
-    bool zone_h = p.zone_h && !projects, expects = n + kAhead < walk.rows(t);
-    for (int64_t j = share.unit; j < share.unit_end; j += V::kLanes) {
+  // The cell, for all units of the partition and one row: dstates from after the step to before it.
+  void differentiate(const Partition& part, const StepIterator<T>& walk, int64_t t, int64_t n, E* dgates) {
+    constexpr int kFirst = Cell::kReadsH ? 0 : 1;
+    int d = part.d;
+    int64_t r = walk.row(t, n), place = r * s.directions + d;
+    const T* saved = p.saved + walk.record(r, A, 0, 0);
+    const T *before[kStates], *dsteps[kStates];
+    S* dstate[kStates];
+    for (int k = 0; k < kStates; ++k) {
+      before[k] = k >= kFirst ? walk.before(k, t, n) : nullptr;
+      dsteps[k] = k && g.states[k].steps ? g.states[k].steps + place * s.hidden : nullptr;
+      dstate[k] = dstates + this->place(k, d, n);
+    }
+    if (projects) dstate[0] = dhidden + (d * s.rows + n) * H_;
+    for (int64_t j = part.unit; j < part.unit_end; j += V::kLanes) {
       int64_t left = s.hidden - j;
-      V keep[A], prev[2], ds[2], dgate[Q];
+      V keep[A], prev[kStates], ds[kStates], past[kStates], dgate[Q];
 #pragma GCC unroll 4
       for (int i = 0; i < A; ++i) keep[i] = V::load(saved + i * s.hidden + j, left);
-      if (expects) {
-        for (int i = 0; i < A; ++i) __builtin_prefetch(saved + (kAhead * A + i) * s.hidden + j);
-        __builtin_prefetch(before + kAhead * s.directions * s.hidden + j);
+#pragma GCC unroll 4
+      for (int k = 0; k < kStates; ++k) {
+        prev[k] = k >= kFirst ? V::load(before[k] + j, left) : V(0);
+        ds[k] = V::load(dstate[k] + j);
+        if (dsteps[k]) ds[k] = ds[k] + V::load(dsteps[k] + j, left);
+        past[k] = V(0);
+        if (zones(k)) past[k] = zoneout_bypass(fraction_kept<S>(p.states[k].zone, place * s.hidden + j, left), &ds[k]);
       }
-      prev[kHasCell] = V::load(before + j, left);
-      ds[0] = V::load(dh_row + j);
-      if constexpr (kHasCell) {
-        ds[1] = V::load(dc_row + j);
-        if (dc_step) ds[1] = ds[1] + V::load(dc_step + j, left);
-      }
-      V past[2] = {V(0), V(0)};
-      if (zone_h) lead_past(p.zone_h, place * s.projected + j, left, ds, past);
-      if (kHasCell && p.zone_c) lead_past(p.zone_c, place * s.hidden + j, left, ds + 1, past + 1);
       Cell::backward(keep, prev, ds, dgate);
-      if (zone_h) ds[0] = ds[0] + past[0];
-      if (kHasCell && p.zone_c) ds[1] = ds[1] + past[1];
-      ds[0].store(dh_row + j);
-      if constexpr (kHasCell) ds[1].store(dc_row + j);
+#pragma GCC unroll 4
+      for (int k = 0; k < kStates; ++k) {
+        if (zones(k)) ds[k] = ds[k] + past[k];
+        ds[k].store(dstate[k] + j);
+      }
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q) dgate[q].store(dgates + q * s.hidden + j, left);
     }
   }
 
-  // What zoneout leads past the cell to the state before, and what is left for the cell.
-  static void lead_past(const Zone& zone, int64_t at, int64_t lanes, V* ds, V* past) {
-    V share = share_kept<S>(zone, at, lanes);
-    *past = blend(share, *ds, V(0));
-    *ds = blend(share, V(0), *ds);
-  }
+  // Does zoneout of state k take place at the cell? That of a projected h takes place behind the projection.
+  bool zones(int k) const { return p.states[k].zone && (k > 0 || !projects); }
 
   const T* mask(int d, int64_t n) const { return p.h_mask + (d * s.rows + n) * s.projected; }
 
   // dh += dr @ W_hh. dr is the first G-1 planes of dgates and its last one.
-  void through_w_hh(const Share& share, bool backwards, int64_t count, const int64_t* live, const S* const* a,
+  void through_w_hh(const Partition& part, bool backwards, int64_t count, const int64_t* live, const S* const* a,
                     S* tile) {
     int64_t lead = (Q == G ? G : G - 1) * s.hidden;
-    for_panels<S>(share, share.out, share.out_end, s.projected, backwards, [&](int64_t j, int64_t columns) {
+    for_panels<S>(part, part.out, part.out_end, s.projected, backwards, [&](int64_t j, int64_t columns) {
       for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        const Matrix<T>& w = *w_hh[share.d];
+        const Matrix<T>& w = *w_hh[part.d];
         w.multiply(block_rows, j, columns, 0, lead, a + m, zero_bias, 0, tile, kPanel<S>);
         if constexpr (Q > G) {
           const S* last[kBlockRows];
@@ -302,22 +295,21 @@ class Backward {
         }
         for (int64_t b = 0; b < block_rows; ++b) {
           S* own = tile + b * kPanel<S>;
-          if (p.h_mask) multiply_row<S>(own, own, mask(share.d, live[m + b]) + j, columns);
-          add_row(dh + (share.d * s.rows + live[m + b]) * P_ + j, own, columns);
+          if (p.h_mask) multiply_row<S>(own, own, mask(part.d, live[m + b]) + j, columns);
+          add_row(dstates + place(0, part.d, live[m + b]) + j, own, columns);
         }
       });
     });
   }
 
-  // The state before the step was the reset state: its gradient ends here.
-  void divert(const Share& share, int64_t own) {
-    int64_t h = own * P_ + share.out, c = own * H_ + share.unit;
-    int64_t outs = padded<S>(share.out_end - share.out), units = padded<S>(share.unit_end - share.unit);
-    if (g.dreset_h) add_row<S, S>(dreset_h + h, dh + h, outs);
-    zero(dh + h, outs);
-    if (!kHasCell) return;
-    if (g.dreset_c) add_row<S, S>(dreset_c + c, dc + c, units);
-    zero(dc + c, units);
+  // The states before the step were the reset states: their gradients end here.
+  void divert(const Partition& part, int64_t n) {
+    for (int k = 0; k < kStates; ++k) {
+      auto [begin, count] = columns_of(part, k);
+      int64_t at = place(k, part.d, n) + begin;
+      if (g.states[k].reset) add_row<S, S>(dresets + at, dstates + at, padded<S>(count));
+      zero(dstates + at, padded<S>(count));
+    }
   }
 
   const ScanParams<T>& p;
@@ -328,19 +320,19 @@ class Backward {
   int64_t room;  // rows of a chunk at most
   std::optional<Matrix<T>> w_hh[2], w_hr[2];
   std::optional<Sums<Cell, T>> sums[2];
-  int64_t H_, P_;                // H and P, padded to whole vectors
-  Buffer<S> dh, dc;              // [D, N, P_] and [D, N, H_]  gradient of the state, on its way to the step before
-  Buffer<S> dhidden;             // [D, N, H_]  of the hidden state before projection
-  Buffer<E> dgates;              // [D, room, Q, H]  of one chunk
-  Buffer<E> dh_steps;            // [D, room, P]     total gradient of each step's output, of one chunk
-  Buffer<S> dreset_h, dreset_c;  // as dh and dc, summed over all cuts
+  int64_t H_, P_;      // H and P, padded to whole vectors
+  Buffer<S> dstates;   // [D, N, P_] of h, then [D, N, H_] of each other state: between two steps
+  Buffer<S> dhidden;   // [D, N, H_]  of the hidden state before projection
+  Buffer<E> dgates;    // [D, room, Q, H]  of one chunk
+  Buffer<E> dh_steps;  // [D, room, P]     total gradient of each step's output, of one chunk
+  Buffer<S> dresets;   // the same, summed over all resets
   Buffer<T> zeros;
   Buffer<S> zero_bias;
 };
 
-template <class T>
-void scan_backward(CellKind kind, const ScanParams<T>& params, const ScanGrads<T>& grads) {
-  visit(kind, [&](auto cell) { Backward<decltype(cell), T>(params, grads).run(); });
+template <class Cell, class T>
+void scan_backward(const ScanParams<T>& params, const ScanGrads<T>& grads) {
+  Backward<Cell, T>(params, grads).run();
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -1,4 +1,4 @@
-// Both drivers for every storage type: what each isa_*.cpp compiles for its instruction set.
+// Both drivers of every built-in cell and storage type: what each isa_*.cpp compiles for its instruction set.
 #pragma once
 
 #include "backward.h"
@@ -6,15 +6,20 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-#define FUSEDRNN_INSTANTIATE(T)                                  \
-  template void scan_forward<T>(CellKind, const ScanParams<T>&); \
-  template void scan_backward<T>(CellKind, const ScanParams<T>&, const ScanGrads<T>&);
-FUSEDRNN_INSTANTIATE(bfloat16)
+template <class Cell, class T>
+CpuDriver<T> driver() {
+  return {scan_forward<Cell, T>, scan_backward<Cell, T>};
+}
+
+template <class T, class... Cells>
+auto instantiate(CellList<Cells...>) {
+  return std::array{&driver<Cells, T>...};
+}
+template auto instantiate<bfloat16>(BuiltInCells);
 #ifndef FUSEDRNN_DOT_PRODUCTS  // which are of bfloat16
-FUSEDRNN_INSTANTIATE(float)
-FUSEDRNN_INSTANTIATE(double)
-FUSEDRNN_INSTANTIATE(float16)
+template auto instantiate<float>(BuiltInCells);
+template auto instantiate<double>(BuiltInCells);
+template auto instantiate<float16>(BuiltInCells);
 #endif
-#undef FUSEDRNN_INSTANTIATE
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "steps.h"
-#include "twin.h"
+#include "vec2.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -15,7 +15,7 @@ class Forward {
   static constexpr int64_t kChunkRows = 96;             // rows the input projection is made for at a time, at least
   static constexpr int64_t kBlockRows = 4 * kTileRows;  // rows whose gates are kept in L1 at a time
   static constexpr bool kIsBfloat16 = std::is_same_v<T, bfloat16> && std::endian::native == std::endian::little;
-  static constexpr bool kHasCell = Cell::kStates == 2;
+  static constexpr int kStates = Cell::kStates;
 
  public:
   explicit Forward(const ScanParams<T>& params)
@@ -32,7 +32,7 @@ class Forward {
         w_hr(projects ? s.directions * s.hidden * P_ : 0),
         b_ih(s.directions * G * H_),
         b_hh(s.directions * G * H_),
-        c(kHasCell ? s.directions * s.rows * H_ : 0),
+        carried((kStates - 1) * s.directions * s.rows * H_),
         hidden(projects && !p.hidden ? s.directions * s.rows * s.hidden : 0),
         zeros(s.hidden + s.projected),
         zero_bias(kPanel<S>) {
@@ -43,10 +43,10 @@ class Forward {
   void run() {
     double flops = 2.0 * s.packed_rows * s.directions * G * s.hidden * (s.input + s.projected);
     Division division = divide<Cell>(p, flops);
-    share_out(p, division, [&](const Share& share) {
-      pack_weights(share);
-      if (!share.splits_units()) share.meet();
-      if (share.row < share.row_end) walk(share, 0);
+    run_partitioned(p, division, [&](const Partition& part) {
+      pack_weights(part);
+      if (!part.splits_units()) part.sync();
+      if (part.row < part.row_end) walk(part, 0);
     });
   }
 
@@ -56,44 +56,41 @@ class Forward {
     S* gates_x;  // [G, width]
   };
 
-  // For one row, W_hh as bfloat16 has half the bytes to come from L2, and for more, if it does not fit there, from L3:
-  // worth more than to widen it in every step (LSTM, T=100, H=512, one thread: 2.1 times as fast for N=1, 1.6 for
-  // 3, 1.1 for 6; H=128: 1.1 for N=1, but 0.93 for 3).
+  // Few rows are bound by the bytes of W_hh: then it stays bfloat16 and is widened in every step.
   bool few_rows() const { return s.rows == 1 || (s.rows <= kTileRows && is_large<Cell, S>(s)); }
 
-  // A second chunk would have fewer rows than are worth one.
   bool is_one_chunk() const { return s.packed_rows < 2 * kChunkRows; }
-  // Where W_ih is used once, each panel is packed just before its use, all in one place, so that none goes to memory
-  // (LSTM, T=100, N=1, H=512: forward takes 0.96 of its time). Not where rows are split, and every thread needs all.
-  bool packs_w_ih_late(const Share& share) const {
-    return packs && is_one_chunk() && (share.splits_units() || share.members == 1);
+  // Where W_ih is used once, each panel is packed just before its use, so that packed panels never leave the cache. Not
+  // where rows are split: there every thread needs all panels.
+  bool packs_w_ih_late(const Partition& part) const {
+    return packs && is_one_chunk() && (part.splits_units() || part.members == 1);
   }
 
   // Each thread packs a part.
-  void pack_weights(const Share& share) {
-    const Weights<T>& w = p.weights[share.d];
-    for_packed<S>(share, s.hidden, [&](int64_t begin, int64_t end) {
-      for_panels<S>(begin, end, false, [&](int64_t j, int64_t columns) { pack_gates(share, j, columns); });
+  void pack_weights(const Partition& part) {
+    const Weights<T>& w = p.weights[part.d];
+    for_packed<S>(part, s.hidden, [&](int64_t begin, int64_t end) {
+      for_panels<S>(begin, end, false, [&](int64_t j, int64_t columns) { pack_gates(part, j, columns); });
     });
-    for_packed<S>(share, projects ? s.projected : 0, [&](int64_t begin, int64_t end) {
+    for_packed<S>(part, projects ? s.projected : 0, [&](int64_t begin, int64_t end) {
       pack_transposed(w.w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden,
-                      w_hr + (share.d * P_ + begin) * s.hidden);
+                      w_hr + (part.d * P_ + begin) * s.hidden);
     });
   }
 
-  void pack_gates(const Share& share, int64_t j, int64_t columns) {
-    const Weights<T>& w = p.weights[share.d];
+  void pack_gates(const Partition& part, int64_t j, int64_t columns) {
+    const Weights<T>& w = p.weights[part.d];
     for (int g = 0; g < G; ++g) {
       int64_t unit = g * s.hidden + j;
       if (packs) {
-        if (!packs_w_ih_late(share))
+        if (!packs_w_ih_late(part))
           pack_gate(w.w_ih + unit * s.input, columns, s.input, pairs_of_x,
-                    w_ih + at(share.d, j, g, columns, s.input, pairs_of_x));
+                    w_ih + at(part.d, j, g, columns, s.input, pairs_of_x));
         pack_gate(w.w_hh + unit * s.projected, columns, s.projected, pairs,
-                  w_hh + at(share.d, j, g, columns, s.projected, pairs));
+                  w_hh + at(part.d, j, g, columns, s.projected, pairs));
       }
-      pack_bias(w.b_ih, unit, columns, b_ih + (share.d * G + g) * H_ + j);
-      pack_bias(w.b_hh, unit, columns, b_hh + (share.d * G + g) * H_ + j);
+      pack_bias(w.b_ih, unit, columns, b_ih + (part.d * G + g) * H_ + j);
+      pack_bias(w.b_hh, unit, columns, b_hh + (part.d * G + g) * H_ + j);
     }
   }
 
@@ -113,221 +110,272 @@ class Forward {
     return ((d * H_ + j) * G + g * padded<S>(columns)) * k >> in_pairs;
   }
 
+  // One of the two products that make the gates: W_ih's or W_hh's, of one direction.
+  struct GateProduct {
+    const T* w;       // [G, H, k]
+    const S* packed;  // [G*H_, k], perhaps in pairs
+    const S* bias;    // [G, H_]
+    int d;
+    int64_t k;
+    bool pairs;
+  };
+  GateProduct of_input(int d) const { return {p.weights[d].w_ih, w_ih, b_ih + d * G * H_, d, s.input, pairs_of_x}; }
+  GateProduct recurrent(int d) const { return {p.weights[d].w_hh, w_hh, b_hh + d * G * H_, d, s.projected, pairs}; }
+
   // c = b + a W^T for gate g of units j .. j + columns.
-  void multiply_by(const T* w, const S* packed, bool in_pairs, const S* bias, int d, int64_t j, int g, int64_t columns,
-                   int64_t rows, int64_t k, const S* const* a, S* c, int64_t c_stride) {
-    bias += (d * G + g) * H_ + j;
+  void multiply_by(const GateProduct& product, int64_t j, int g, int64_t columns, int64_t rows, const S* const* a, S* c,
+                   int64_t c_stride) {
+    const S* bias = product.bias + g * H_ + j;
     if (packs)
-      multiply(rows, columns, a, k, packed + at(d, j, g, columns, k, in_pairs), bias, 0, c, c_stride, in_pairs);
+      multiply(rows, columns, a, product.k, product.packed + at(product.d, j, g, columns, product.k, product.pairs),
+               bias, 0, c, c_stride, product.pairs);
     else
-      multiply_unpacked(rows, columns, a, k, w + (g * s.hidden + j) * k, bias, c, c_stride);
+      multiply_unpacked(rows, columns, a, product.k, product.w + (g * s.hidden + j) * product.k, bias, c, c_stride);
   }
 
-  // From the walk's step `begin` on.
-  void walk(Share share, int64_t begin) {
-    int d = share.d;
-    Walk<T> walk{p, d, zeros};
-    int64_t count = share.row_end - share.row, width = padded<S>(share.unit_end - share.unit);
-    int64_t chunk_rows = is_one_chunk() ? s.packed_rows : kChunkRows, room = least(chunk_rows + count, s.packed_rows);
-    int64_t longest = s.input > s.projected ? s.input : s.projected;
-    longest = longest > s.hidden ? longest : s.hidden;
-    Buffer<Row> rows(room);
-    Buffer<const T*> h(room);
-    Buffer<const S*> a(room);
-    Buffer<S> wide(kWidens<T, S> ? room * padded<S>(longest) : 0);
-    Buffer<S> gates_x(room * G * width), gates_r(kBlockRows * G * kPanel<S>);
-    Buffer<S> panel(packs_w_ih_late(share) ? kPanel<S> * s.input : 0);
-    Buffer<S> masked(p.h_mask ? count * padded<S>(s.projected) : 0);
-    for (int64_t n = share.row; kHasCell && begin == 0 && n < share.row_end; ++n)
-      widen_row(c + (d * s.rows + n) * H_ + share.unit, p.c0 + (d * s.rows + n) * s.hidden + share.unit,
-                share.unit_end - share.unit);
+  // What a thread needs besides for its rows, `room` of them at a time.
+  struct Workspace {
+    Workspace(const Forward& f, const Partition& part, int64_t room)
+        : rows(room),
+          h(room),
+          a(room),
+          wide(kWidens<T, S> ? room * padded<S>(f.s.input > f.s.hidden ? f.s.input : f.s.hidden) : 0),
+          gates_x(room * G * padded<S>(part.unit_end - part.unit)),
+          gates_r(kBlockRows * G * kPanel<S>),
+          panel(f.packs_w_ih_late(part) ? kPanel<S> * f.s.input : 0),
+          masked(f.p.h_mask ? (part.row_end - part.row) * padded<S>(f.s.projected) : 0) {}
 
+    Buffer<Row> rows;
+    Buffer<const T*> h;  // rows as stored
+    Buffer<const S*> a;  // rows as products take them
+    Buffer<S> wide;      // rows in the type of arithmetic
+    Buffer<S> gates_x;   // [room, G, width]
+    Buffer<S> gates_r;   // [kBlockRows, G, kPanel]
+    Buffer<S> panel;     // of W_ih, if it is packed just before its use
+    Buffer<S> masked;    // h times h_mask
+  };
+
+  // From the walk's step `begin` on.
+  void walk(Partition part, int64_t begin) {
+    StepIterator<T> walk{{p, part.d}, zeros};
+    int64_t chunk_rows = is_one_chunk() ? s.packed_rows : kChunkRows;
+    Workspace space(*this, part, least(chunk_rows + part.row_end - part.row, s.packed_rows));
+    if (begin == 0) start(part, walk);
     for (int64_t i = begin, next; i < s.steps; i = next) {
       int64_t chunk = 0;
       for (next = i; next < s.steps && chunk < chunk_rows; ++next)
-        chunk += live_rows(share, walk, walk.step(next), rows + chunk);
-      for (int64_t m = 0; m < chunk; ++m) {
-        h[m] = p.x + rows[m].index * s.input;
-        rows[m].gates_x = gates_x + m * G * width;
-      }
-      as_operands<T, S>(chunk, s.input, h, pairs_of_x, wide, a);
-      project_input(share, chunk, a, panel, gates_x);
-      Row* first = rows;
+        chunk += live_rows(part, walk, walk.step(next), space.rows + chunk);
+      project_input(part, chunk, space);
+      Row* first = space.rows;
       for (; i < next; ++i) {
-        int64_t t = walk.step(i), live = 0;
-        while (first + live < rows + chunk && first[live].index < p.batch.offsets[t + 1] &&
-               first[live].index >= p.batch.offsets[t])
-          ++live;
-        if (i > begin && share.meet_or_take_over(s)) return this->walk(share, i);  // x meets all units
-        take_step(share, walk, t, live, first, h, a, wide, masked, gates_r);
+        int64_t t = walk.step(i), live = rows_of(walk.at(t), first, space.rows + chunk);
+        if (i > begin && part.sync_or_take_over(s)) return this->walk(part, i);  // x meets all units
+        take_step(part, walk, t, first, live, space);
         first += live;
       }
     }
-    finish(share, walk);
+    finish(part, walk);
+  }
+
+  void start(const Partition& part, const StepIterator<T>& walk) {
+    for (int64_t n = part.row; n < part.row_end; ++n)
+      for (int k = 1; k < kStates; ++k)
+        widen_row(carried_row(k, part.d, n) + part.unit, p.states[k].initial + walk.state(n, s.hidden, part.unit),
+                  part.unit_end - part.unit);
+  }
+
+  // How many of the rows from `row` on take this step.
+  static int64_t rows_of(const Step& step, const Row* row, const Row* end) {
+    int64_t live = 0;
+    while (row + live < end && row[live].index >= step.first && row[live].index < step.first + step.rows) ++live;
+    return live;
   }
 
   // Lists the rows that take step t; the outputs of those frozen in it are zero.
-  int64_t live_rows(const Share& share, const Walk<T>& walk, int64_t t, Row* rows) {
-    int64_t live = 0, step_rows = walk.rows(t), D = s.directions, units = share.unit_end - share.unit;
-    for (int64_t n = share.row; n < share.row_end && n < step_rows; ++n) {
+  int64_t live_rows(const Partition& part, const StepIterator<T>& walk, int64_t t, Row* rows) {
+    int64_t live = 0, step_rows = walk.rows(t), units = part.unit_end - part.unit;
+    for (int64_t n = part.row; n < part.row_end && n < step_rows; ++n) {
       int64_t r = walk.row(t, n);
       if (walk.alive(t, n)) {
         rows[live++] = {n, r, nullptr};
         continue;
       }
-      zero(p.y + (r * D + walk.d) * s.projected + share.out, share.out_end - share.out);
-      if (p.c_steps) zero(p.c_steps + (r * D + walk.d) * s.hidden + share.unit, units);
-      for (int i = 0; p.saved && i < A; ++i)
-        zero(p.saved + ((walk.d * s.packed_rows + r) * A + i) * s.hidden + share.unit, units);
-      if (p.hidden) zero(p.hidden + (walk.d * s.packed_rows + r) * s.hidden + share.unit, units);
+      zero(p.states[0].steps + walk.output(r, s.projected, part.out), part.out_end - part.out);
+      for (int k = 1; k < kStates; ++k)
+        if (p.states[k].steps) zero(p.states[k].steps + walk.output(r, s.hidden, part.unit), units);
+      for (int i = 0; p.saved && i < A; ++i) zero(p.saved + walk.record(r, A, i, part.unit), units);
+      if (p.hidden) zero(p.hidden + walk.record(r, 1, 0, part.unit), units);
     }
     return live;
   }
 
-  void project_input(const Share& share, int64_t rows, const S* const* x, S* panel, S* gates_x) {
-    int64_t width = padded<S>(share.unit_end - share.unit);
-    const T* w = p.weights[share.d].w_ih;
-    for_panels<S>(share, share.unit, share.unit_end, s.hidden, false, [&](int64_t j, int64_t columns) {
+  void project_input(const Partition& part, int64_t rows, const Workspace& space) {
+    int64_t width = padded<S>(part.unit_end - part.unit);
+    for (int64_t m = 0; m < rows; ++m) {
+      space.h[m] = p.x + space.rows[m].index * s.input;
+      space.rows[m].gates_x = space.gates_x + m * G * width;
+    }
+    as_operands<T, S>(rows, s.input, space.h, pairs_of_x, space.wide, space.a);
+    GateProduct product = of_input(part.d);
+    for_panels<S>(part, part.unit, part.unit_end, s.hidden, false, [&](int64_t j, int64_t columns) {
       for (int g = 0; g < G; ++g) {
-        S* to = gates_x + g * width + j - share.unit;
-        if (packs_w_ih_late(share)) {
-          pack_gate(w + (g * s.hidden + j) * s.input, columns, s.input, pairs_of_x, panel);
-          multiply<S>(rows, columns, x, s.input, panel, b_ih + (share.d * G + g) * H_ + j, 0, to, G * width,
+        S* to = space.gates_x + g * width + j - part.unit;
+        if (packs_w_ih_late(part)) {
+          pack_gate(product.w + (g * s.hidden + j) * s.input, columns, s.input, pairs_of_x, space.panel);
+          multiply<S>(rows, columns, space.a, s.input, space.panel, product.bias + g * H_ + j, 0, to, G * width,
                       pairs_of_x);
         } else {
-          multiply_by(w, w_ih, pairs_of_x, b_ih, share.d, j, g, columns, rows, s.input, x, to, G * width);
+          multiply_by(product, j, g, columns, rows, space.a, to, G * width);
         }
       }
     });
   }
 
-  void take_step(const Share& share, const Walk<T>& walk, int64_t t, int64_t live, const Row* rows, const T** h,
-                 const S** a, S* wide, S* masked, S* gates_r) {
-    int d = share.d;
-    int64_t units = share.unit_end - share.unit;
+  void take_step(const Partition& part, const StepIterator<T>& walk, int64_t t, const Row* rows, int64_t live,
+                 const Workspace& space) {
+    int d = part.d;
     for (int64_t m = 0; m < live; ++m) {
-      int64_t n = rows[m].n, own = d * s.rows + n;
-      h[m] = walk.h_before(t, n);
-      if (kHasCell && walk.cut(t, n)) {
-        if (p.reset_c)
-          widen_row(c + own * H_ + share.unit, p.reset_c + own * s.hidden + share.unit, units);
-        else
-          zero(c + own * H_ + share.unit, padded<S>(units));
-      }
+      int64_t n = rows[m].n;
+      space.h[m] = walk.before(0, t, n);
+      if (kStates > 1 && walk.reset_before(t, n)) reset(part, walk, n);
     }
-    as_operands<T, S>(live, s.projected, h, pairs, wide, a);
-    for (int64_t m = 0; p.h_mask && m < live; ++m) {
-      S* row = masked + m * padded<S>(s.projected);
-      const T* mask = p.h_mask + (d * s.rows + rows[m].n) * s.projected;
-      if (kDotProducts && pairs)
-        multiply_row<S>(reinterpret_cast<T*>(row), h[m], mask, s.projected);
-      else
-        multiply_row<S>(row, a[m], mask, s.projected);
-      a[m] = row;
-    }
-    for_panels<S>(share, share.unit, share.unit_end, s.hidden, t % 2, [&](int64_t j, int64_t columns) {
+    as_operands<T, S>(live, s.projected, space.h, pairs, space.wide, space.a);
+    if (p.h_mask) mask_rows(walk, rows, live, space);
+    GateProduct product = recurrent(d);
+    for_panels<S>(part, part.unit, part.unit_end, s.hidden, t % 2, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        for (int64_t b = 0; b < block_rows; ++b) {
-          int64_t place = rows[m + b].index * s.directions + d;
-          expect_stores(output(d, rows[m + b]) + j, columns);
-          if (p.c_steps) expect_stores(p.c_steps + place * s.hidden + j, columns);
-        }
+        prefetch_states(walk, rows + m, block_rows, j, columns);
         for (int i = 0; i < G; ++i) {
           for (int64_t b = 0; p.saved && b < block_rows; ++b)  // not all at once: they would fill L1
-            expect_stores(saved_row(d, rows[m + b]) + i * s.hidden + j, columns);
-          int g = t % 2 ? G - 1 - i : i;  // as the panels (T=1000, N=1, H=64: LSTM takes 0.92 of its time, GRU 0.89)
-          multiply_by(p.weights[d].w_hh, w_hh, pairs, b_hh, d, j, g, columns, block_rows, s.projected, a + m,
-                      gates_r + g * kPanel<S>, G * kPanel<S>);
+            prefetch_for_write(saved_row(d, rows[m + b]) + i * s.hidden + j, columns);
+          int g = t % 2 ? G - 1 - i : i;  // as the panels
+          multiply_by(product, j, g, columns, block_rows, space.a + m, space.gates_r + g * kPanel<S>, G * kPanel<S>);
         }
-        for (int64_t b = 0; b < block_rows; ++b) {
-          const Row& row = rows[m + b];
-          activate(share, row, j, columns, h[m + b], gates_r + b * G * kPanel<S>, c + (d * s.rows + row.n) * H_,
-                   output(d, row));
-        }
+        for (int64_t b = 0; b < block_rows; ++b)
+          activate(part, rows[m + b], j, columns, space.h[m + b], space.gates_r + b * G * kPanel<S>);
       });
     });
-    if (projects) project_hidden(share, walk, t, live, rows, h, a, wide, gates_r);
+    if (projects) project_hidden(part, walk, t, rows, live, space);
+  }
+
+  void mask_rows(const StepIterator<T>& walk, const Row* rows, int64_t live, const Workspace& space) {
+    for (int64_t m = 0; m < live; ++m) {
+      S* row = space.masked + m * padded<S>(s.projected);
+      const T* mask = p.h_mask + walk.state(rows[m].n, s.projected, 0);
+      if (kDotProducts && pairs)
+        multiply_row<S>(reinterpret_cast<T*>(row), space.h[m], mask, s.projected);
+      else
+        multiply_row<S>(row, space.a[m], mask, s.projected);
+      space.a[m] = row;
+    }
+  }
+
+  void prefetch_states(const StepIterator<T>& walk, const Row* rows, int64_t count, int64_t j, int64_t columns) {
+    for (int64_t b = 0; b < count; ++b) {
+      prefetch_for_write(output(walk.d, rows[b]) + j, columns);
+      for (int k = 1; k < kStates; ++k)
+        if (p.states[k].steps) prefetch_for_write(p.states[k].steps + walk.output(rows[b].index, s.hidden, j), columns);
+    }
+  }
+
+  void reset(const Partition& part, const StepIterator<T>& walk, int64_t n) {
+    for (int k = 1; k < kStates; ++k) {
+      S* to = carried_row(k, part.d, n) + part.unit;
+      if (const T* from = p.states[k].reset)
+        widen_row(to, from + walk.state(n, s.hidden, part.unit), part.unit_end - part.unit);
+      else
+        zero(to, padded<S>(part.unit_end - part.unit));
+    }
   }
 
   // The cell, for units j0 .. j0 + columns of one row.
-  void activate(const Share& share, const Row& row, int64_t j0, int64_t columns, const T* h, const S* gates_r, S* c,
-                T* out) {
-    int d = share.d;
-    int64_t width = padded<S>(share.unit_end - share.unit);
+  void activate(const Partition& part, const Row& row, int64_t j0, int64_t columns, const T* h, const S* gates_r) {
+    int d = part.d;
+    int64_t width = padded<S>(part.unit_end - part.unit), place = row.index * s.directions + d;
     T* saved = p.saved ? saved_row(d, row) : nullptr;
-    int64_t place = row.index * s.directions + d;
-    T* c_step = p.c_steps ? p.c_steps + place * s.hidden : nullptr;
-    bool zone_h = p.zone_h && !projects;
+    T* steps[kStates] = {output(d, row)};
+    S* carry[kStates] = {};
+    for (int k = 1; k < kStates; ++k) {
+      carry[k] = carried_row(k, d, row.n);
+      steps[k] = p.states[k].steps ? p.states[k].steps + place * s.hidden : nullptr;
+    }
+    bool zone_h = p.states[0].zone && !projects;
     auto units = [&]<class U>(U, int64_t v) {
       int64_t j = j0 + v, n = s.hidden - j;
-      U x[G], r[G], state[2], keep[A];
+      U x[G], r[G], state[kStates], before[kStates], keep[A];
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {
-        x[g] = U::load(row.gates_x + g * width + j - share.unit);
+        x[g] = U::load(row.gates_x + g * width + j - part.unit);
         r[g] = U::load(gates_r + g * kPanel<S> + v);
       }
-      if constexpr (kHasCell)
-        state[1] = U::load(c + j);
-      else
-        state[0] = U::load(h + j, n);
-      U c_before = kHasCell ? state[1] : U(0);
+      state[0] = Cell::kReadsH ? U::load(h + j, n) : U(0);
+#pragma GCC unroll 4
+      for (int k = 1; k < kStates; ++k) state[k] = before[k] = U::load(carry[k] + j);
       Cell::forward(x, r, state, keep);
-      if (zone_h) state[0] = blend(share_kept<S, U>(p.zone_h, place * s.projected + j, n), U::load(h + j, n), state[0]);
-      if (kHasCell && p.zone_c)
-        state[1] = blend(share_kept<S, U>(p.zone_c, place * s.hidden + j, n), c_before, state[1]);
-      state[0].store(out + j, n);
-      if constexpr (kHasCell) {
-        state[1].store(c + j);
-        if (c_step) state[1].store(c_step + j, n);
+      if (zone_h)
+        state[0] = blend(fraction_kept<S, U>(p.states[0].zone, place * s.hidden + j, n), U::load(h + j, n), state[0]);
+      state[0].store(steps[0] + j, n);
+#pragma GCC unroll 4
+      for (int k = 1; k < kStates; ++k) {
+        if (const Zone& zone = p.states[k].zone)
+          state[k] = blend(fraction_kept<S, U>(zone, place * s.hidden + j, n), before[k], state[k]);
+        state[k].store(carry[k] + j);
+        if (steps[k]) state[k].store(steps[k] + j, n);
       }
       if (saved)
 #pragma GCC unroll 4
         for (int i = 0; i < A; ++i) keep[i].store(saved + i * s.hidden + j, n);
     };
     int64_t v = 0;
-    for (; v + V::kLanes < columns; v += 2 * V::kLanes) units(Twin<S>(), v);
+    for (; v + V::kLanes < columns; v += 2 * V::kLanes) units(Vec2<S>(), v);
     if (v < columns) units(V(), v);
   }
 
+  // The row of state k, one of all but h, between two steps.
+  S* carried_row(int k, int d, int64_t n) { return carried + (((k - 1) * s.directions + d) * s.rows + n) * H_; }
   // Where the cell's h goes: y, or what is projected to y.
   T* output(int d, const Row& row) {
-    return projects ? hidden_row(d, row) : p.y + (row.index * s.directions + d) * s.projected;
+    return projects ? hidden_row(d, row) : p.states[0].steps + (row.index * s.directions + d) * s.projected;
   }
   T* saved_row(int d, const Row& row) { return p.saved + (d * s.packed_rows + row.index) * A * s.hidden; }
   T* hidden_row(int d, const Row& row) {
     return p.hidden ? p.hidden + (d * s.packed_rows + row.index) * s.hidden : hidden + (d * s.rows + row.n) * s.hidden;
   }
 
-  void project_hidden(const Share& share, const Walk<T>& walk, int64_t t, int64_t live, const Row* rows, const T** h,
-                      const S** a, S* wide, S* tile) {
-    int d = share.d;
-    share.meet_if_units_are_split();
-    for (int64_t m = 0; m < live; ++m) h[m] = hidden_row(d, rows[m]);
-    as_operands<T, S>(live, s.hidden, h, false, wide, a);
-    for_panels<S>(share, share.out, share.out_end, s.projected, false, [&](int64_t j, int64_t columns) {
+  void project_hidden(const Partition& part, const StepIterator<T>& walk, int64_t t, const Row* rows, int64_t live,
+                      const Workspace& space) {
+    int d = part.d;
+    S* tile = space.gates_r;
+    part.sync_if_units_are_split();
+    for (int64_t m = 0; m < live; ++m) space.h[m] = hidden_row(d, rows[m]);
+    as_operands<T, S>(live, s.hidden, space.h, false, space.wide, space.a);
+    for_panels<S>(part, part.out, part.out_end, s.projected, false, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        multiply<S>(block_rows, columns, a + m, s.hidden, w_hr + (d * P_ + j) * s.hidden, zero_bias, 0, tile,
+        multiply<S>(block_rows, columns, space.a + m, s.hidden, w_hr + (d * P_ + j) * s.hidden, zero_bias, 0, tile,
                     kPanel<S>);
         for (int64_t b = 0; b < block_rows; ++b) {
-          int64_t at = (rows[m + b].index * s.directions + d) * s.projected + j;
+          int64_t at = walk.output(rows[m + b].index, s.projected, j);
           S* fresh = tile + b * kPanel<S>;
-          const T* old = p.zone_h ? walk.h_before(t, rows[m + b].n) + j : nullptr;
+          const Zone& zone = p.states[0].zone;
+          const T* old = zone ? walk.before(0, t, rows[m + b].n) + j : nullptr;
           for (int64_t v = 0; old && v < columns; v += V::kLanes)
-            blend(share_kept<S>(p.zone_h, at + v, columns - v), V::load(old + v, columns - v), V::load(fresh + v))
+            blend(fraction_kept<S>(zone, at + v, columns - v), V::load(old + v, columns - v), V::load(fresh + v))
                 .store(fresh + v);
-          narrow_row(p.y + at, fresh, columns);
+          narrow_row(p.states[0].steps + at, fresh, columns);
         }
       });
     });
   }
 
-  void finish(const Share& share, const Walk<T>& walk) {
-    for (int64_t n = share.row; n < share.row_end; ++n) {
-      int64_t own = share.d * s.rows + n, length = walk.length(n), last = share.d ? 0 : length - 1;
-      const T* h = length ? p.y + (walk.row(last, n) * s.directions + share.d) * s.projected : p.h0 + own * s.projected;
-      if (p.h_n != p.y) copy(p.h_n + own * s.projected + share.out, h + share.out, share.out_end - share.out);
-      if (kHasCell)
-        narrow_row(p.c_n + own * s.hidden + share.unit, c + own * H_ + share.unit, share.unit_end - share.unit);
+  void finish(const Partition& part, const StepIterator<T>& walk) {
+    for (int64_t n = part.row; n < part.row_end; ++n) {
+      int64_t length = walk.length(n), last = part.d ? 0 : length - 1, place = walk.state(n, s.projected, part.out);
+      const State<T>& h = p.states[0];
+      const T* from = length ? h.steps + walk.output(walk.row(last, n), s.projected, part.out) : h.initial + place;
+      if (h.last != h.steps) copy(h.last + place, from, part.out_end - part.out);
+      for (int k = 1; k < kStates; ++k)
+        narrow_row(p.states[k].last + walk.state(n, s.hidden, part.unit), carried_row(k, part.d, n) + part.unit,
+                   part.unit_end - part.unit);
     }
   }
 
@@ -338,15 +386,15 @@ class Forward {
   Buffer<S> w_ih, w_hh;  // [D] packed matrices [G*H_, I] and [G*H_, P], perhaps in pairs
   Buffer<S> w_hr;        // [D] packed matrix [P_, H]
   Buffer<S> b_ih, b_hh;  // [D, G, H_]
-  Buffer<S> c;           // [D, N, H_]  the cell state on its way
+  Buffer<S> carried;     // [S-1, D, N, H_]  the states but h, between two steps
   Buffer<T> hidden;      // [D, N, H]   the hidden state before projection, unless it is an output
   Buffer<T> zeros;
   Buffer<S> zero_bias;
 };
 
-template <class T>
-void scan_forward(CellKind kind, const ScanParams<T>& params) {
-  visit(kind, [&](auto cell) { Forward<decltype(cell), T>(params).run(); });
+template <class Cell, class T>
+void scan_forward(const ScanParams<T>& params) {
+  Forward<Cell, T>(params).run();
 }
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

@@ -4,7 +4,7 @@
 // (multiply_unpacked).
 //
 // Each element of C is made by one order of operations over k that knows neither the other rows nor the other columns:
-// results do not depend on how rows or columns are shared out among threads.
+// results do not depend on how rows or columns are divided among threads.
 #pragma once
 
 #include "vec.h"
@@ -13,10 +13,8 @@ namespace fusedrnn::FUSEDRNN_ISA {
 
 constexpr int kTileRows = 6;
 constexpr int64_t kRowsWorthPacking = 12;  // weights that meet fewer rows are used as they are
-// The longer a chain of additions, the more it errs: a long sum is made of sums of so many terms. One of 2,048 errs 3.8
-// times as much as torch's where it is one chain, and dx (LSTM, T=200, N=64, H=128) 1.6 times in chains of 256, 1.4 in
-// these; the product takes 1 to 2 % longer. Not so sums of products of pairs, beside whose rounding to bfloat16 such
-// errors vanish (LSTM, T=100, N=32, H=512: forward takes 0.97 of its time in one chain).
+// Blocked summation bounds the rounding error: a sum is made of sums of so many terms. Sums of products of bfloat16
+// pairs are one chain: their error vanishes beside that of rounding the operands.
 constexpr int64_t kTerms = 128;
 constexpr int kPanelVectors = FUSEDRNN_VECTOR_BYTES == 64 ? 4 : 2;  // 6 x 4 of 32 registers, or 6 x 2 of 16
 template <class S>
@@ -44,8 +42,7 @@ FUSEDRNN_FN void exchange(Vec<S> (&rows)[Vec<S>::kLanes]) {
 }
 
 // Rows of a square block, as row(i) gives them, become its columns: the first `columns` of them, `stride` apart. Whole
-// blocks are worth a case of their own, for the caller's loads too: tests of each row's place take 1.5 times the time
-// of the transposition.
+// blocks are a case of their own, without a test for each row.
 template <class S, class F>
 FUSEDRNN_FN void transpose_block(F&& row, int64_t columns, S* to, int64_t stride) {
   constexpr int kLanes = Vec<S>::kLanes;
@@ -292,8 +289,7 @@ void multiply_unpacked_tile(int64_t columns, const S* const* a, int64_t k_count,
   for (int m = 0; m < M; ++m) (V::load(init) + sum_lanes<L / 2>(sum[m])).store(c + m * c_stride);
 }
 
-// The same for any number of rows and columns; for few rows only. Three rows share what is read of W (T=1, N=8, I=512,
-// H=128: a call takes 0.80 of its time with one row after the other, of bfloat16 0.60).
+// The same for any number of rows and columns; for few rows only. Three rows share each load of W.
 template <class T, class S>
 void multiply_unpacked(int64_t rows, int64_t columns, const S* const* a, int64_t k_count, const T* w, const S* init,
                        S* c, int64_t c_stride) {

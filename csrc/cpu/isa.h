@@ -1,6 +1,7 @@
 // The instruction sets the drivers are compiled for: one namespace each, chosen from at run time in scan.cpp.
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -21,12 +22,10 @@
 
 namespace fusedrnn {
 
-#define FUSEDRNN_DECLARE(isa)                                                                \
-  namespace isa {                                                                            \
-  template <class T>                                                                         \
-  void scan_forward(CellKind cell, const ScanParams<T>& params);                             \
-  template <class T>                                                                         \
-  void scan_backward(CellKind cell, const ScanParams<T>& params, const ScanGrads<T>& grads); \
+#define FUSEDRNN_DECLARE(isa)    \
+  namespace isa {                \
+  template <class Cell, class T> \
+  CpuDriver<T> driver();         \
   }
 FUSEDRNN_DECLARE(avx512_bf16)
 FUSEDRNN_DECLARE(avx512)

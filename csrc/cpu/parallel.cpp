@@ -20,11 +20,11 @@ int64_t microseconds() {
   return std::chrono::duration_cast<std::chrono::microseconds>(now).count();
 }
 
-// Of all teams that meet in every step: when they may be tried again, and how long that was put off.
+// Of all teams that synchronise in every step: when they may be tried again, and how long that was put off.
 std::atomic<int64_t> resumption{0}, latest_pause{0};
 
 // A pause is twice as long as the one before, unless that one has been over for a while.
-void pause_meetings() {
+void pause_syncing() {
   int64_t now = microseconds(), latest = latest_pause.load(std::memory_order_relaxed);
   bool soon = now - resumption.load(std::memory_order_relaxed) < kLongPause;
   latest = soon && latest ? std::min(2 * latest, kLongPause) : kShortPause;
@@ -56,19 +56,19 @@ void run_team(int64_t wanted, void (*run)(void*, int64_t, int64_t), void* contex
 #ifdef _OPENMP
     threads = omp_get_num_threads();  // at times fewer than asked for: parallel_for then hands out longer ranges
 #endif
-    int64_t share = (wanted + threads - 1) / threads;
-    run(context, begin / share, (wanted + share - 1) / share);
+    int64_t part = (wanted + threads - 1) / threads;
+    run(context, begin / part, (wanted + part - 1) / part);
   });
 }
 
-bool meetings_pay() {
+bool syncing_pays() {
   int64_t time = resumption.load(std::memory_order_relaxed);
   return !time || microseconds() >= time;
 }
 
 void Barrier::start_clock() { start_ = static_cast<uint32_t>(microseconds()); }
 
-bool Barrier::meet(int64_t members, bool may_end) {
+bool Barrier::sync(int64_t members, bool may_end) {
   if (members == 1) return false;
   uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (phase & kClosed) throw Left();
@@ -77,7 +77,7 @@ bool Barrier::meet(int64_t members, bool may_end) {
     bool ends = takes_too_long(phase, members) && may_end;
     phase_.store((phase + 1) | (ends ? kClosed : 0), std::memory_order_release);
     phase_.notify_all();
-    if (ends) pause_meetings();
+    if (ends) pause_syncing();
     return ends;
   }
   for (int i = 0; i < kSpins && phase_.load(std::memory_order_acquire) == phase; ++i) pause();
@@ -86,7 +86,7 @@ bool Barrier::meet(int64_t members, bool may_end) {
   return false;
 }
 
-// No meeting can come to its end without the member that closes: only the one that all are waiting in, or the next.
+// No sync() can return without the member that closes: only the one that all are waiting in, or the next.
 void Barrier::close() {
   phase_.fetch_or(kClosed, std::memory_order_release);
   phase_.notify_all();

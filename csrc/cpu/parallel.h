@@ -21,10 +21,10 @@ void team(int64_t wanted, F&& f) {
 // step, and then sleeps, so that a thread that lost its core to another process gets it back.
 //
 // A team ends early where a member fails, and where waiting takes longer than the team saves: the others leave at their
-// next meeting, by an exception that does not get out of run().
+// next synchronisation, by an exception that does not get out of run().
 class Barrier {
  public:
-  // What one member does: its meetings are in f.
+  // What one member does, with all calls of sync().
   template <class F>
   void run(F&& f) {
     try {
@@ -36,9 +36,9 @@ class Barrier {
     }
   }
 
-  void start_clock();  // before the first meeting that may end the team
-  // True for one member at most, where the team ends at this meeting, which the others have left for good.
-  bool meet(int64_t members, bool may_end = false);
+  void start_clock();  // before the first sync() that may end the team
+  // True for one member at most, where the team ends here and the others have left.
+  bool sync(int64_t members, bool may_end = false);
   bool ended() const { return phase_.load(std::memory_order_relaxed) & kClosed; }
 
  private:
@@ -55,7 +55,7 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> phase_{1};
 };
 
-// Do meetings in every step pay now? Not for a while after a team was ended for its waiting.
-bool meetings_pay();
+// Does synchronising in every step pay now? Not for a while after a team was ended for its waiting.
+bool syncing_pays();
 
 }  // namespace fusedrnn

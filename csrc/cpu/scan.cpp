@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "../cells.h"
 #include "isa.h"
 
 namespace fusedrnn {
@@ -47,7 +48,8 @@ Isa choose_isa() {
     if (!std::strcmp(wanted, name)) return isa;
     all += std::string(all.empty() ? "" : ", ") + name;
   }
-  throw std::invalid_argument(std::string("FUSEDRNN_ISA=") + wanted + " is none of what this processor has: " + all);
+  throw std::invalid_argument(std::string("FUSEDRNN_ISA=") + wanted +
+                              " is not supported on this CPU; available: " + all);
 }
 
 Isa isa() {
@@ -59,35 +61,24 @@ Isa isa() {
 
 const char* cpu_capability() { return kNames[static_cast<int>(isa())]; }
 
-template <class T>
-void scan_forward_cpu(CellKind cell, const ScanParams<T>& params) {
+template <class Cell, class T>
+CpuDriver<T> cpu_driver() {
 #ifdef FUSEDRNN_X86_ISAS
   if constexpr (std::is_same_v<T, bfloat16>)
-    if (isa() == Isa::kAvx512Bf16) return avx512_bf16::scan_forward(cell, params);
-  if (isa() >= Isa::kAvx512) return avx512::scan_forward(cell, params);
-  if (isa() == Isa::kAvx2) return avx2::scan_forward(cell, params);
+    if (isa() == Isa::kAvx512Bf16) return avx512_bf16::driver<Cell, T>();
+  if (isa() >= Isa::kAvx512) return avx512::driver<Cell, T>();
+  if (isa() == Isa::kAvx2) return avx2::driver<Cell, T>();
 #endif
-  baseline::scan_forward(cell, params);
+  return baseline::driver<Cell, T>();
 }
 
-template <class T>
-void scan_backward_cpu(CellKind cell, const ScanParams<T>& params, const ScanGrads<T>& grads) {
-#ifdef FUSEDRNN_X86_ISAS
-  if constexpr (std::is_same_v<T, bfloat16>)
-    if (isa() == Isa::kAvx512Bf16) return avx512_bf16::scan_backward(cell, params, grads);
-  if (isa() >= Isa::kAvx512) return avx512::scan_backward(cell, params, grads);
-  if (isa() == Isa::kAvx2) return avx2::scan_backward(cell, params, grads);
-#endif
-  baseline::scan_backward(cell, params, grads);
+template <class T, class... Cells>
+auto instantiate(CellList<Cells...>) {
+  return std::array{&cpu_driver<Cells, T>...};
 }
-
-#define FUSEDRNN_INSTANTIATE(T)                                      \
-  template void scan_forward_cpu<T>(CellKind, const ScanParams<T>&); \
-  template void scan_backward_cpu<T>(CellKind, const ScanParams<T>&, const ScanGrads<T>&);
-FUSEDRNN_INSTANTIATE(float)
-FUSEDRNN_INSTANTIATE(double)
-FUSEDRNN_INSTANTIATE(bfloat16)
-FUSEDRNN_INSTANTIATE(float16)
-#undef FUSEDRNN_INSTANTIATE
+template auto instantiate<float>(BuiltInCells);
+template auto instantiate<double>(BuiltInCells);
+template auto instantiate<bfloat16>(BuiltInCells);
+template auto instantiate<float16>(BuiltInCells);
 
 }  // namespace fusedrnn

@@ -1,7 +1,8 @@
 // What forward and backward share: scratch memory, which rows take which step, and the state they start it from.
 #pragma once
 
-#include "../dispatch.h"
+#include "../cells.h"
+#include "../timeline.h"
 #include "gemm.h"
 #include "memory.h"
 #include "parallel.h"
@@ -20,11 +21,9 @@ template <class T, class S>
 FUSEDRNN_FN void widen_row(S* to, const T* from, int64_t count) {
   for (int64_t j = 0; j < count; j += Vec<S>::kLanes) Vec<S>::load(from + j, count - j).store(to + j);
 }
-// These lines come to the cache while something else is computed: stores wait for theirs, one after another (LSTM,
-// T=96, N=32, I=64, H=256: forward takes 0.96 of its time when y's come while the gates are multiplied; T=100, H=512:
-// 0.98; T=100, N=64, H=128: training takes 0.99 of its time, GRU 0.98, when those of c and the saved gates do too).
+// Prefetch for write, while the gates are multiplied.
 template <class E>
-FUSEDRNN_FN void expect_stores(const E* p, int64_t count) {
+FUSEDRNN_FN void prefetch_for_write(const E* p, int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(E);
   for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(p + i, 1);
 }
@@ -47,40 +46,33 @@ FUSEDRNN_FN void multiply_row(To* to, const A* a, const B* b, int64_t count) {
     (Vec<S>::load(a + j, count - j) * Vec<S>::load(b + j, count - j)).store(to + j, count - j);
 }
 
-// The share of its old value that each lane keeps in a step; `at` is the first lane's place in the mask.
+// The fraction of its old value that each lane keeps in a step; `at` is the first lane's place in the mask.
 template <class S, class V = Vec<S>>
-FUSEDRNN_FN V share_kept(const Zone& zone, int64_t at, int64_t lanes) {
-  return zone.keeps ? V::load(zone.keeps + at, lanes) : V(static_cast<S>(zone.share));
-}
-// Selected where the share is 0 or 1, never multiplied.
-template <class V>
-FUSEDRNN_FN V blend(V share, V old, V fresh) {
-  return where(V(1) <= share, old, where(share <= V(0), fresh, fresh + share * (old - fresh)));
+FUSEDRNN_FN V fraction_kept(const Zone& zone, int64_t at, int64_t lanes) {
+  return zone.keeps ? V::load(zone.keeps + at, lanes) : V(static_cast<S>(zone.fraction));
 }
 
 // One direction's walk through time. "Before" and "after" are meant along the walk: direction 1 goes T-1 .. 0.
 template <class T>
-struct Walk {
-  const ScanParams<T>& p;
-  int d;
+struct StepIterator : Timeline<T> {
+  using Timeline<T>::p;
+  using Timeline<T>::d;
+  using Timeline<T>::at;
   const T* zeros;  // a row of zeros, as long as any state
 
   int64_t step(int64_t i) const { return d ? p.shape.steps - 1 - i : i; }
   int64_t row(int64_t t, int64_t n) const { return p.batch.offsets[t] + n; }
   int64_t rows(int64_t t) const { return p.batch.offsets[t + 1] - p.batch.offsets[t]; }
-  bool alive(int64_t t, int64_t n) const {
-    return t >= 0 && t < p.shape.steps && n < rows(t) && (!p.batch.lengths || t < p.batch.lengths[n]);
+  bool alive(int64_t t, int64_t n) const { return Timeline<T>::alive(at(t), n); }
+  // Does row n start step t from the reset state? reset[t] is met between t-1 and t.
+  bool reset_before(int64_t t, int64_t n) const { return p.batch.reset && Timeline<T>::reset_before(at(t + d), n); }
+  // The state number k that row n starts step t from.
+  const T* before(int k, int64_t t, int64_t n) const {
+    const State<T>& state = p.states[k];
+    int64_t width = p.shape.width(k), place = this->state(n, width, 0), previous = d ? t + 1 : t - 1;
+    if (reset_before(t, n)) return state.reset ? state.reset + place : zeros;
+    return alive(previous, n) ? state.steps + this->output(row(previous, n), width, 0) : state.initial + place;
   }
-  // Does row n start step t from the reset state? reset[t] cuts between t-1 and t.
-  bool cut(int64_t t, int64_t n) const { return p.batch.reset && alive(t + d, n) && p.batch.reset[row(t + d, n)]; }
-  // The state a row starts step t from, for states of the given width.
-  const T* before(int64_t t, int64_t n, int64_t width, const T* steps, const T* initial, const T* reset) const {
-    int64_t own = (d * p.shape.rows + n) * width, previous = d ? t + 1 : t - 1;
-    if (cut(t, n)) return reset ? reset + own : zeros;
-    return alive(previous, n) ? steps + (row(previous, n) * p.shape.directions + d) * width : initial + own;
-  }
-  const T* h_before(int64_t t, int64_t n) const { return before(t, n, p.shape.projected, p.y, p.h0, p.reset_h); }
-  const T* c_before(int64_t t, int64_t n) const { return before(t, n, p.shape.hidden, p.c_steps, p.c0, p.reset_c); }
   // Steps are taken without a gap from the row's first on, so its length is one past its last live step.
   int64_t length(int64_t n) const {
     int64_t t = p.shape.steps;
@@ -94,8 +86,8 @@ struct Steps {
   int64_t begin, end, rows;
 };
 
-// Calls f(first column, columns) for the panels of columns begin .. end, back and forth in turns: what is left of the
-// weights in the cache from one step is used first in the next (LSTM, T=100, N=1, H=512: 7.8 ms without, 5.8 with).
+// Calls f(first column, columns) for the panels of columns begin .. end, alternating the direction from step to
+// step, so that panels still in the cache are used first.
 template <class S, class F>
 FUSEDRNN_FN void for_panels(int64_t begin, int64_t end, bool backwards, F&& f) {
   int64_t panels = (end - begin + kPanel<S> - 1) / kPanel<S>;
@@ -116,14 +108,14 @@ FUSEDRNN_FN void for_blocks(int64_t rows, int64_t most, F&& f) {
 }
 
 // Member i's part of n things begins here; parts begin at multiples of `grain`.
-FUSEDRNN_FN int64_t part(int64_t n, int64_t i, int64_t members, int64_t grain) {
+FUSEDRNN_FN int64_t boundary(int64_t n, int64_t i, int64_t members, int64_t grain) {
   int64_t grains = (n + grain - 1) / grain;
   return least(grains * i / members * grain, n);
 }
 
 // The part of one direction that one thread does: either some batch rows and all units from the first step to the last,
-// or some units of all rows; then its threads meet in every step.
-struct Share {
+// or some units of all rows; then its threads synchronise in every step.
+struct Partition {
   int d;
   int64_t member, members;  // of the direction
   int64_t row, row_end;     // batch rows
@@ -134,14 +126,14 @@ struct Share {
   Barrier* barrier;
 
   bool splits_units() const { return parts > 1; }
-  void meet() const { barrier->meet(members); }
-  void meet_if_units_are_split() const {
-    if (splits_units()) meet();
+  void sync() const { barrier->sync(members); }
+  void sync_if_units_are_split() const {
+    if (splits_units()) sync();
   }
   // The same where nobody is in the midst of anything. True if the others have left: from here on this member does it
   // all.
-  bool meet_or_take_over(const Shape& s) {
-    if (!splits_units() || !barrier->meet(members, true)) return false;
+  bool sync_or_take_over(const Shape& s) {
+    if (!splits_units() || !barrier->sync(members, true)) return false;
     member = 0, members = 1, first = 0, last = parts - 1;
     unit = out = 0, unit_end = s.hidden, out_end = s.projected;
     return true;
@@ -151,29 +143,29 @@ struct Share {
 // Calls f(begin, end) for those of n columns that a thread packs: its own units where units are split, so that they
 // start out in its cache.
 template <class S, class F>
-void for_packed(const Share& share, int64_t n, F&& f) {
-  bool own = share.splits_units();
-  int64_t parts = own ? share.parts : share.members, grain = own ? Vec<S>::kLanes : kPanel<S>;
-  for (int64_t i = own ? share.first : share.member; i <= (own ? share.last : share.member); ++i)
-    f(part(n, i, parts, grain), part(n, i + 1, parts, grain));
+void for_packed(const Partition& part, int64_t n, F&& f) {
+  bool own = part.splits_units();
+  int64_t parts = own ? part.parts : part.members, grain = own ? Vec<S>::kLanes : kPanel<S>;
+  for (int64_t i = own ? part.first : part.member; i <= (own ? part.last : part.member); ++i)
+    f(boundary(n, i, parts, grain), boundary(n, i + 1, parts, grain));
 }
 
-// for_panels of a share's columns begin .. end of n: panels as they were packed, so they begin anew with each part.
+// for_panels of a partition's columns begin .. end of n: panels as they were packed, so they begin anew with each part.
 template <class S, class F>
-FUSEDRNN_FN void for_panels(const Share& share, int64_t begin, int64_t end, int64_t n, bool backwards, F&& f) {
-  for (int64_t i = share.first; i <= share.last; ++i) {
-    int64_t own = backwards ? share.first + share.last - i : i;
-    if (share.first < share.last)
-      begin = part(n, own, share.parts, Vec<S>::kLanes), end = part(n, own + 1, share.parts, Vec<S>::kLanes);
+FUSEDRNN_FN void for_panels(const Partition& part, int64_t begin, int64_t end, int64_t n, bool backwards, F&& f) {
+  for (int64_t i = part.first; i <= part.last; ++i) {
+    int64_t own = backwards ? part.first + part.last - i : i;
+    if (part.first < part.last)
+      begin = boundary(n, own, part.parts, Vec<S>::kLanes), end = boundary(n, own + 1, part.parts, Vec<S>::kLanes);
     for_panels<S>(begin, end, backwards, f);
   }
 }
 
-// Batch rows shared out by the steps they take: where member i's begin.
+// Batch rows divided by the steps they take: where member i's begin.
 template <class T>
 int64_t row_part(const ScanParams<T>& p, int64_t i, int64_t members) {
   if (i == members) return p.shape.rows;
-  Walk<T> walk{p, 0, nullptr};
+  StepIterator<T> walk{{p, 0}, nullptr};
   int64_t total = 0, taken = 0, n = 0;
   for (int64_t m = 0; m < p.shape.rows; ++m) total += walk.length(m) + 1;
   while (taken * members < i * total) taken += walk.length(n++) + 1;
@@ -188,7 +180,7 @@ bool is_large(const Shape& s) {
   return Cell::kGates * s.hidden * s.projected * static_cast<int64_t>(sizeof(S)) > kCacheOfACore;
 }
 
-// How a layer is shared out among threads: groups for its directions, and members of each for rows or units.
+// How a layer is divided among threads: groups for its directions, and members of each for rows or units.
 struct Division {
   int64_t groups, members;
   int64_t parts;  // that units are split in, 1 where rows are
@@ -198,21 +190,21 @@ struct Division {
 // units where it cannot or where rows are fewer than threads.
 template <class Cell, class T>
 Division divide(const ScanParams<T>& p, double flops) {
-  constexpr double kFlopsWorthAThread = 1e6, kFlopsWorthAMeeting = 3e4;
+  constexpr double kFlopsWorthAThread = 1e6, kFlopsWorthASync = 3e4;
   const Shape& s = p.shape;
   double weights = static_cast<double>(Cell::kGates) * s.hidden * s.projected;
   int64_t wanted = flops < kFlopsWorthAThread ? 1 : max_threads(), groups = least(wanted, s.directions);
   int64_t members = wanted / groups;
-  if (members > 1 && 2.0 * s.rows * weights > kFlopsWorthAMeeting * members &&
-      (s.rows < members || is_large<Cell, Arithmetic<T>>(s)) && meetings_pay())
+  if (members > 1 && 2.0 * s.rows * weights > kFlopsWorthASync * members &&
+      (s.rows < members || is_large<Cell, Arithmetic<T>>(s)) && syncing_pays())
     return {groups, members, members};
   return {groups, least(members, s.rows > 0 ? s.rows : 1), 1};
 }
 
-// Calls f(share) on each thread, for one direction after another where there are fewer threads than directions. Where
-// a team ends before its work, one member of a group is left for what comes after this call, too.
+// Calls f(partition) on each thread, for one direction after another where there are fewer threads than directions.
+// Where a team ends before its work, one member of a group is left for what comes after this call, too.
 template <class T, class F>
-void share_out(const ScanParams<T>& p, Division& division, F&& f) {
+void run_partitioned(const ScanParams<T>& p, Division& division, F&& f) {
   using S = Arithmetic<T>;
   const Shape& s = p.shape;
   int64_t parts = division.parts;
@@ -224,21 +216,21 @@ void share_out(const ScanParams<T>& p, Division& division, F&& f) {
     if (group >= groups) return;
     member %= members;
     for (int d = static_cast<int>(group); d < s.directions; d += static_cast<int>(groups)) {
-      Share share{d, member, members, 0, s.rows, 0, s.hidden, 0, s.projected, parts, 0, 0, &barriers[group]};
+      Partition part{d, member, members, 0, s.rows, 0, s.hidden, 0, s.projected, parts, 0, 0, &barriers[group]};
       if (parts > 1) {
-        int64_t first = part(parts, member, members, 1), end = part(parts, member + 1, members, 1);
-        share.first = first, share.last = end - 1;
-        share.unit = part(s.hidden, first, parts, Vec<S>::kLanes);
-        share.unit_end = part(s.hidden, end, parts, Vec<S>::kLanes);
-        share.out = part(s.projected, first, parts, Vec<S>::kLanes);
-        share.out_end = part(s.projected, end, parts, Vec<S>::kLanes);
+        int64_t first = boundary(parts, member, members, 1), end = boundary(parts, member + 1, members, 1);
+        part.first = first, part.last = end - 1;
+        part.unit = boundary(s.hidden, first, parts, Vec<S>::kLanes);
+        part.unit_end = boundary(s.hidden, end, parts, Vec<S>::kLanes);
+        part.out = boundary(s.projected, first, parts, Vec<S>::kLanes);
+        part.out_end = boundary(s.projected, end, parts, Vec<S>::kLanes);
       } else {
-        share.row = row_part(p, member, members);
-        share.row_end = row_part(p, member + 1, members);
+        part.row = row_part(p, member, members);
+        part.row_end = row_part(p, member + 1, members);
       }
       barriers[group].run([&] {
-        f(share);
-        share.meet_or_take_over(s);  // of one step, too, it shall be known how long the last was waited for
+        f(part);
+        part.sync_or_take_over(s);  // of one step, too, it shall be known how long the last was waited for
       });
     }
   });

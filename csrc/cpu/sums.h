@@ -1,7 +1,5 @@
 // What a backward pass sums over steps: the gradients of x and of the weights, some steps at a time, while the gate
-// gradients of these are in the cache. The tile that makes the scan's own products makes these too: a training call
-// takes 0.83 to 0.97 of its time with one GEMM of PyTorch's each for all steps (LSTM, T=100, N=16 .. 64, H=128 .. 512),
-// and never holds the gate gradients of all steps.
+// gradients of these are in the cache. The gate gradients of all steps never exist at once.
 #pragma once
 
 #include "matrix.h"
@@ -12,11 +10,11 @@ namespace fusedrnn::FUSEDRNN_ISA {
 // One weight's gradient [units, width] while it is summed up: in its place, or beside it where that has another type or
 // rows that are no whole vectors.
 template <class T>
-class Sum {
+class GradAccumulator {
   using S = Arithmetic<T>;
 
  public:
-  Sum(T* result, int64_t units, int64_t width)
+  GradAccumulator(T* result, int64_t units, int64_t width)
       : result_(result),
         width_(width),
         stride_(padded<S>(width)),
@@ -30,7 +28,7 @@ class Sum {
       if (!beside_) return result_ + unit * stride_;
     return room_ + unit * stride_;
   }
-  void put_down(int64_t unit, int64_t units) const {
+  void store(int64_t unit, int64_t units) const {
     for (int64_t u = unit; beside_ && u < unit + units; ++u) narrow_row(result_ + u * width_, row(u), width_);
   }
 
@@ -44,7 +42,7 @@ class Sum {
 // The operand of the weights' gradients that is one row for each row of the chunk: x, h before each step, or h before
 // its projection. Packed in panels: B[k][n], in pairs where these are multiplied.
 template <class T>
-class Rows {
+class PackedRows {
   using S = Arithmetic<T>;
   using V = Vec<S>;
 
@@ -53,11 +51,11 @@ class Rows {
     const T *from, *mask;  // times the mask, if there is one
   };
 
-  Rows(bool wanted, int64_t room, int64_t width)
+  PackedRows(bool wanted, int64_t room, int64_t width)
       : width_(width), packed_(wanted ? in_lanes(room) * padded<S>(width) : 0), wanted_(wanted) {}
 
   // Rows begin .. end - 1 of `count`; begin is even.
-  void put(int64_t begin, int64_t end, int64_t count, const Row* rows) const {
+  void pack(int64_t begin, int64_t end, int64_t count, const Row* rows) const {
     if (!wanted_) return;
     for (int64_t k = begin; k < end; k += 1 + kDotProducts)
       for (int64_t n = 0; n < width_; n += V::kLanes) {
@@ -93,7 +91,7 @@ class Sums {
   using S = Arithmetic<T>;
   using V = Vec<S>;
   using E = Operand<T>;
-  using Row = typename Rows<T>::Row;
+  using Row = typename PackedRows<T>::Row;
   static constexpr int G = Cell::kGates, Q = Cell::kGrads;
   static constexpr int64_t kBlockUnits = 64, kBlockRows = 4 * kTileRows;
 
@@ -105,7 +103,7 @@ class Sums {
         s(params.shape),
         d(direction),
         room(rows_at_most),
-        dw(g.sums[d]),
+        dw(g.weights[d]),
         w_ih(dw.w_ih, G * s.hidden, s.input),
         w_hh(dw.w_hh, G * s.hidden, s.projected),
         w_hr(dw.w_hr, s.projected, s.hidden),
@@ -127,9 +125,9 @@ class Sums {
   // Some threads call this together: first all prepare(), then all add() the chunk.
   void prepare(int64_t member, int64_t members, const Steps& steps, bool first) const {
     if (first)
-      w_ih_of_dx.pack(part(s.input, member, members, kPanel<S>), part(s.input, member + 1, members, kPanel<S>));
-    Walk<T> walk{p, d, zeros};
-    int64_t begin = part(steps.rows, member, members, 2), end = part(steps.rows, member + 1, members, 2);
+      w_ih_of_dx.pack(boundary(s.input, member, members, kPanel<S>), boundary(s.input, member + 1, members, kPanel<S>));
+    StepIterator<T> walk{{p, d}, zeros};
+    int64_t begin = boundary(steps.rows, member, members, 2), end = boundary(steps.rows, member + 1, members, 2);
     Buffer<Row> inputs(end - begin), states(end - begin), outputs(end - begin);
     for (int64_t t = steps.begin, k = -1; t < steps.end; ++t)
       for (int64_t n = 0; n < walk.rows(t); ++n) {
@@ -141,21 +139,23 @@ class Sums {
         if (++k < begin || k >= end) continue;
         places[k] = r;
         inputs[k - begin] = {p.x + r * s.input, nullptr};
-        states[k - begin] = {walk.h_before(t, n), p.h_mask ? p.h_mask + (d * s.rows + n) * s.projected : nullptr};
+        states[k - begin] = {walk.before(0, t, n), p.h_mask ? p.h_mask + (d * s.rows + n) * s.projected : nullptr};
         outputs[k - begin] = {p.hidden + (d * s.packed_rows + r) * s.hidden, nullptr};
       }
-    x.put(begin, end, steps.rows, inputs);
-    h_before.put(begin, end, steps.rows, states);
-    hidden.put(begin, end, steps.rows, outputs);
+    x.pack(begin, end, steps.rows, inputs);
+    h_before.pack(begin, end, steps.rows, states);
+    hidden.pack(begin, end, steps.rows, outputs);
   }
 
   // dgates [rows, Q, H] and dh_steps [rows, P] of the chunk. first, last: of the chunks of this direction; begun: the
   // other direction has been here.
   void add(int64_t member, int64_t members, const Steps& steps, const E* dgates, const E* dh_steps, bool first,
            bool last, bool begun) const {
-    if (g.dx) add_dx(part(steps.rows, member, members, 1), part(steps.rows, member + 1, members, 1), dgates, begun);
+    if (g.dx)
+      add_dx(boundary(steps.rows, member, members, 1), boundary(steps.rows, member + 1, members, 1), dgates, begun);
     Buffer<S> pairs_of_rows(kDotProducts ? kBlockUnits * ((steps.rows + 1) / 2) : 0);
-    int64_t H = s.hidden, begin = part(H, member, members, V::kLanes), end = part(H, member + 1, members, V::kLanes);
+    int64_t H = s.hidden, begin = boundary(H, member, members, V::kLanes),
+            end = boundary(H, member + 1, members, V::kLanes);
     for (int q = 0; q < Q; ++q) {
       bool of_x = q < G, of_h = q < G - 1 || q == Q - 1;
       int64_t gate = q < G - 1 ? q : G - 1;
@@ -170,7 +170,8 @@ class Sums {
       }
     }
     if (!dw.w_hr) return;
-    begin = part(s.projected, member, members, V::kLanes), end = part(s.projected, member + 1, members, V::kLanes);
+    begin = boundary(s.projected, member, members, V::kLanes),
+    end = boundary(s.projected, member + 1, members, V::kLanes);
     for (int64_t j = begin; j < end; j += kBlockUnits) {
       int64_t units = least(end - j, kBlockUnits);
       Columns a = columns(dh_steps + j, s.projected, steps.rows, units, pairs_of_rows);
@@ -201,8 +202,7 @@ class Sums {
     });
   }
 
-  // Some columns of the chunk's rows, which are rows of A. They stay where they lie, but for pairs of rows: of H=128
-  // and 256 their transposition would be 7 % of the product, of 512 4 %.
+  // Some columns of the chunk's rows, which are rows of A. They stay where they lie, but for pairs of rows.
   struct Columns {
     const S* from;   // each lane is followed by that of the next column,
     int64_t stride;  // and so far away by that of the next row or pair
@@ -222,21 +222,16 @@ class Sums {
     }
   }
 
-  // The sums of some columns, by short chains of additions, and what is lost where the chains' sums are added up: that
-  // is made good in the end (T=5000, H=16: their error is 0.5 to 0.6 of that of the plain sum of such chains). The
-  // product that comes next wants the same lines, which lie apart: they are asked for ahead (LSTM, T=100, N=16, H=128:
-  // a training call takes 0.99 of its time).
+  // The sums of some columns: short chains of additions, added up with compensation (Kahan, Neumaier): the rounding
+  // errors of the outer sum are kept and added at the end.
   void add_bias(const E* from, int64_t rows, int64_t units, int64_t to, bool first, bool last) const {
-    constexpr int64_t kChain = 16, kAhead = 16;
+    constexpr int64_t kChain = 16;
     int64_t stride = Q * s.hidden;
     for (int64_t m = 0; m < units; m += V::kLanes, to += V::kLanes) {
       V total = first ? V(0) : V::load(bias + to), lost = first ? V(0) : V::load(lost_of_bias + to);
       for (int64_t k = 0; k < rows;) {
         V sum(0);
-        for (int64_t end = least(k + kChain, rows); k < end; ++k) {
-          __builtin_prefetch(from + (k + kAhead) * stride + m);
-          sum = sum + V::load(from + k * stride + m, units - m);
-        }
+        for (int64_t end = least(k + kChain, rows); k < end; ++k) sum = sum + V::load(from + k * stride + m, units - m);
         V next = total + sum, added = next - total;
         lost = lost + ((total - (next - added)) + (sum - added));
         total = next;
@@ -246,8 +241,8 @@ class Sums {
     }
   }
 
-  void add_product(const Sum<T>& sum, int64_t unit, int64_t units, const Columns& columns, const Rows<T>& rows,
-                   int64_t count, bool first, bool last) const {
+  void add_product(const GradAccumulator<T>& sum, int64_t unit, int64_t units, const Columns& columns,
+                   const PackedRows<T>& rows, int64_t count, bool first, bool last) const {
     if (!sum.wanted()) return;
     const S* a[kBlockUnits];
     for (int64_t m = 0; m < units; ++m) a[m] = columns.from + m;
@@ -256,7 +251,7 @@ class Sums {
       multiply<S>(units, width, a, count, rows.panel(n, count), first ? zero_bias : c, first ? 0 : sum.stride(), c,
                   sum.stride(), kDotProducts, 0, columns.stride);
     });
-    if (last) sum.put_down(unit, units);
+    if (last) sum.store(unit, units);
   }
 
   const ScanParams<T>& p;
@@ -265,10 +260,10 @@ class Sums {
   int d;
   int64_t room;
   const WeightGrads<T>& dw;
-  Sum<T> w_ih, w_hh, w_hr;
+  GradAccumulator<T> w_ih, w_hh, w_hr;
   int64_t H_;                    // H, padded to whole vectors
   Buffer<S> bias, lost_of_bias;  // [Q, H_]
-  Rows<T> x, h_before, hidden;
+  PackedRows<T> x, h_before, hidden;
   bool pairs;  // does dx multiply pairs?
   Matrix<T> w_ih_of_dx;
   Buffer<int64_t> places;  // of a chunk's rows among all

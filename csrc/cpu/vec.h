@@ -317,7 +317,7 @@ FUSEDRNN_FN V exp_of(V x) {
 
 // tanh(|x|) = m / (1 + e), e = exp(-2 |x|), m = 1 - e without cancellation near zero. The quotient y is made good by
 // what is left of m, (m - y) - y e, which knows nothing of the rounding of 1 + e: without that the error near 1 is 2
-// ulp, and not every step monotone. m - y is exact. Max error 1.6 ulp; from e = 2^-25 on exactly 1.
+// ulp, and not every step monotone. m - y is exact. Max error 2 ulp; from e = 2^-25 on exactly 1.
 template <class V>
 FUSEDRNN_FN V tanh_of(V x) {
   using C = ExpConstants<typename V::Scalar>;

@@ -1,5 +1,5 @@
 #include "drivers.cuh"
 
 namespace fusedrnn {
-FUSEDRNN_INSTANTIATE(bfloat16);
+template auto instantiate<bfloat16>(BuiltInCells);
 }

@@ -1,13 +1,12 @@
 // All that a kernel may ask of the device, in namespace fusedrnn::device, with two implementations: nvcc's is
 // device_*.cuh; g++'s is the emulator of tests/cuda_on_cpu, which runs every kernel without a GPU. Beside it kernels
 // use CUDA's own __global__, __launch_bounds__, threadIdx, blockIdx, blockDim, gridDim, dim3, uint4, float2, float4,
-// double2,
-// __syncthreads, __syncwarp, __shfl_*_sync and <cmath>, and nothing else: no CUDA header, asm, <<<>>>, __shared__,
-// __CUDA_ARCH__ or atomic. What must hold for both implementations:
+// double2, __syncthreads, __syncwarp, __shfl_*_sync and <cmath>, and nothing else: no CUDA header, asm, <<<>>>,
+// __shared__, __CUDA_ARCH__ or atomic. What must hold for both implementations:
 //
 //   - threads wait for each other only by the functions below, never by spinning on plain memory
 //   - warp operations name all 32 lanes, blocks are whole warps, and no thread leaves before its block's last barrier
-//   - memory that another block writes during the kernel is read behind an acquire, never through load_constant
+//   - memory that another block writes during the kernel is read behind an acquire
 //   - memory is read as the type it was written as, or through load_as
 #pragma once
 

@@ -9,27 +9,9 @@ namespace fusedrnn::device {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-__device__ inline unsigned cluster_rank() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-__device__ inline unsigned cluster_size() {
-  uint32_t size;
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-  return size;
-}
 // Barrier of all threads of the cluster: arriving releases, waiting acquires.
 __device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
-// Where p, in this block's shared memory, lies in the shared memory of block `rank` of the cluster.
-template <class T>
-__device__ inline T* cluster_map(T* p, unsigned rank) {
-  uint64_t mapped;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(p), "r"(rank));
-  return reinterpret_cast<T*>(mapped);
-}
 
 // An mbarrier's phase ends when `count` arrivals and all bytes announced to it have come; then the next begins.
 __device__ inline void mbarrier_init(uint64_t* barrier, unsigned count) {
@@ -70,15 +52,8 @@ __device__ inline void st_async16(void* shared, uint64_t* barrier, unsigned rank
 
 #else
 
-__device__ inline unsigned cluster_rank() { return 0; }
-__device__ inline unsigned cluster_size() { return 1; }
 __device__ inline void cluster_arrive() { __trap(); }
 __device__ inline void cluster_wait() { __trap(); }
-template <class T>
-__device__ inline T* cluster_map(T* p, unsigned) {
-  __trap();
-  return p;
-}
 __device__ inline void mbarrier_init(uint64_t*, unsigned) { __trap(); }
 __device__ inline void mbarrier_init_fence() {}
 __device__ inline void mbarrier_arrive_expect(uint64_t*, unsigned) { __trap(); }

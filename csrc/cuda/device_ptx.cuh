@@ -49,17 +49,6 @@ __device__ inline T load_as(const void* p) {
   return *static_cast<const T*>(p);
 }
 
-// A load of memory that nobody writes during the kernel.
-template <class T>
-__device__ inline T load_constant(const T* p) {
-  if constexpr (sizeof(T) == 2) {
-    unsigned short bits = __ldg(reinterpret_cast<const unsigned short*>(p));
-    return *reinterpret_cast<T*>(&bits);
-  } else {
-    return __ldg(p);
-  }
-}
-
 // ---- flags in global memory, seen by the whole device
 
 __device__ inline uint32_t load_acquire(const uint32_t* p) {
@@ -71,20 +60,6 @@ __device__ inline uint32_t load_relaxed(const uint32_t* p) {
   uint32_t value;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
   return value;
-}
-__device__ inline uint64_t load_relaxed(const uint64_t* p) {
-  uint64_t value;
-  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(p) : "memory");
-  return value;
-}
-__device__ inline void store_release(uint32_t* p, uint32_t value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
-}
-__device__ inline void store_relaxed(uint32_t* p, uint32_t value) {
-  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
-}
-__device__ inline void store_relaxed(uint64_t* p, uint64_t value) {
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory");
 }
 __device__ inline void add_release(uint32_t* p, uint32_t value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
@@ -114,7 +89,7 @@ __host__ __device__ inline size_t red_zone(unsigned char*, size_t) { return 0; }
 
 __device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-// Copies 4, 8 or 16 aligned bytes of global into shared memory, or zeros if not valid, behind the thread's back.
+// Copies 4, 8 or 16 aligned bytes of global into shared memory, or zeros if not valid, asynchronously.
 template <int kBytes>
 __device__ inline void copy_async(void* shared, const void* global, bool valid = true) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
@@ -161,50 +136,14 @@ __device__ inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], c
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// a [8, 4]: row g, column i; b [4, 8]: row i, column g; d [8, 8]: row g, columns 2i, 2i + 1.
-__device__ inline void mma_m8n8k4(double (&d)[2], double a, double b) {
-  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%2}, {%3}, {%0,%1};"
-      : "+d"(d[0]), "+d"(d[1])
-      : "d"(a), "d"(b));
-}
-
-// Matrices of 8 x 8 16-bit values; lane l names row l % 8 of matrix l / 8, 16 aligned bytes of shared memory. A lane
-// gets row g, columns 2i and 2i + 1 of each matrix, or of its transpose.
+// Four matrices of 8 x 8 16-bit values; lane l names row l % 8 of matrix l / 8, 16 aligned bytes of shared memory. A
+// lane gets row g, columns 2i and 2i + 1 of each matrix.
 __device__ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");
 }
-__device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ inline void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(shared_address(row))
-               : "memory");
-}
-
-// ---- barriers
-
-// Named barriers 1 .. 15 of a block, for the given number of threads; who arrives does not wait.
-__device__ inline void bar_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-__device__ inline void bar_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // All threads of a cooperative launch.
 __device__ inline void grid_sync() { cooperative_groups::this_grid().sync(); }
 

@@ -1,5 +1,5 @@
 #include "drivers.cuh"
 
 namespace fusedrnn {
-FUSEDRNN_INSTANTIATE(double);
+template auto instantiate<double>(BuiltInCells);
 }

@@ -1,7 +1,9 @@
-// The drivers of one storage type: lay out scratch memory, launch. Included by one source file a type.
+// The drivers: lay out scratch memory, launch. One source file a storage type instantiates them.
 #pragma once
 
-#include "../dispatch.h"
+#include <array>
+
+#include "../cells.h"
 #include "backward.cuh"
 #include "forward.cuh"
 #include "resident.cuh"
@@ -9,7 +11,7 @@
 
 namespace fusedrnn::cuda {
 
-// Scratch memory of the device, laid out twice: first to learn its size, then to learn the pointers.
+// Scratch memory of the device, laid out twice: a dry run for its size, then for the pointers.
 class Scratch {
  public:
   explicit Scratch(char* base = nullptr) : base_(base) {}
@@ -122,7 +124,7 @@ struct Launcher {
   }
 };
 
-// What a launch needs besides the stages' own operands.
+// Scratch memory that the stages of a layer share.
 template <class Math, class T>
 struct Common {
   typename Math::Operand* panel[2];
@@ -131,13 +133,13 @@ struct Common {
   void take(Scratch& scratch, Args<T>& a, int64_t panel_size, int64_t counter_count) {
     using S = Arithmetic<T>;
     const Shape& s = a.p.shape;
-    const int64_t h = s.directions * s.rows * s.projected, c = s.directions * s.rows * s.hidden;
     for (auto& p : panel) p = scratch.take<typename Math::Operand>(panel_size);
     counters = scratch.take<uint32_t>(counter_count);
-    a.carry_h = scratch.take<S>(counter_count ? 0 : h);
-    a.carry_c = scratch.take<S>(counter_count || !a.p.c0 ? 0 : c);
-    a.dreset_h = scratch.take<S>(a.g.dreset_h ? h : 0);
-    a.dreset_c = scratch.take<S>(a.g.dreset_c ? c : 0);
+    for (int i = 0; i < kMaxStates; ++i) {
+      const int64_t size = s.directions * s.rows * s.width(i);
+      a.carry[i] = scratch.take<S>(counter_count || !a.p.states[i].initial ? 0 : size);
+      a.dresets[i] = scratch.take<S>(a.g.states[i].reset ? size : 0);
+    }
   }
 };
 
@@ -209,6 +211,11 @@ auto visit_math(bool tf32, F&& f) {
     return tf32 ? f(TensorCores<T>{}) : f(MultiplyAdd<T>{});
 }
 
+// Stages with a projection are compiled for cells that can have one: a cell that reads h itself wants it as wide as its
+// units are, and a layer of one state and a projection is not worth the time of compiling it.
+template <class Cell>
+constexpr bool can_project = Cell::kStates > 1 && !Cell::kReadsH;
+
 // The stages of a layer: one, or two with a projection.
 template <class Cell, class T>
 struct ForwardStages {
@@ -223,45 +230,47 @@ struct BackwardStages {
   using Second = CellBackward<Cell, T, true>;
 };
 
-template <template <class, class> class Stages, class T>
-int run_layer(CellKind kind, const Args<T>& a, const CudaRun& run) {
-  const Shape& shape = a.p.shape;
-  if (shape.rows == 0) return device::kSuccess;
-  return visit(kind, [&](auto cell) {
-    return visit_math<T>(run.tf32, [&](auto math) {
-      using Cell = decltype(cell);
-      using Math = decltype(math);
-      using Of = Stages<Cell, T>;
-      if constexpr (Cell::kStates == 2)
-        if (a.p.weights[0].w_hr)
-          return run_two<typename Of::First, typename Of::Second, Math>(
-              a, run, {Of::First::kBackward, cell_sizes(kind), shape, sizeof(T)});
-      return run_one<typename Of::Only, Math>(a, run);
-    });
+template <template <class, class> class Stages, class Cell, class T>
+int run_layer(const Args<T>& a, const CudaRun& run) {
+  if (a.p.shape.rows == 0) return device::kSuccess;
+  return visit_math<T>(run.tf32, [&](auto math) {
+    using Math = decltype(math);
+    using Of = Stages<Cell, T>;
+    if constexpr (can_project<Cell>)
+      if (a.p.weights[0].w_hr)
+        return run_two<typename Of::First, typename Of::Second, Math>(
+            a, run, {Of::First::kBackward, traits_of<Cell>(), a.p.shape, sizeof(T)});
+    return run_one<typename Of::Only, Math>(a, run);
   });
+}
+
+template <class Cell, class T>
+int scan_forward(const ScanParams<T>& params, const CudaRun& run) {
+  Args<T> a{};
+  a.p = params;
+  return run_layer<ForwardStages, Cell>(a, run);
+}
+
+template <class Cell, class T>
+int scan_backward(const ScanParams<T>& params, const ScanGrads<T>& grads, const CudaRun& run) {
+  Args<T> a{};
+  a.p = params;
+  a.g = grads;
+  return run_layer<BackwardStages, Cell>(a, run);
 }
 
 }  // namespace fusedrnn::cuda
 
 namespace fusedrnn {
 
-template <class T>
-int scan_forward_cuda(CellKind kind, const ScanParams<T>& params, const CudaRun& run) {
-  cuda::Args<T> a{};
-  a.p = params;
-  return cuda::run_layer<cuda::ForwardStages>(kind, a, run);
+template <class Cell, class T>
+CudaDriver<T> cuda_driver() {
+  return {cuda::scan_forward<Cell, T>, cuda::scan_backward<Cell, T>};
 }
 
-template <class T>
-int scan_backward_cuda(CellKind kind, const ScanParams<T>& params, const ScanGrads<T>& grads, const CudaRun& run) {
-  cuda::Args<T> a{};
-  a.p = params;
-  a.g = grads;
-  return cuda::run_layer<cuda::BackwardStages>(kind, a, run);
+template <class T, class... Cells>
+auto instantiate(CellList<Cells...>) {
+  return std::array{&cuda_driver<Cells, T>...};
 }
-
-#define FUSEDRNN_INSTANTIATE(T)                                                      \
-  template int scan_forward_cuda<T>(CellKind, const ScanParams<T>&, const CudaRun&); \
-  template int scan_backward_cuda<T>(CellKind, const ScanParams<T>&, const ScanGrads<T>&, const CudaRun&)
 
 }  // namespace fusedrnn

@@ -1,4 +1,4 @@
-// How the blocks of a replica tell each other what the next product sums over: three ways, one a tier, with the same
+// How the blocks of a replica exchange the operands of the next product: three ways, one for each tier, with the same
 // five functions. What is put for a step can be read by all blocks once each of them has published it.
 #pragma once
 
@@ -45,7 +45,7 @@ struct Exchange {
     __syncthreads();  // orders: the wait of thread 0, before the copies of all
     copy_rows(shared, ld, global + (i & 1) * other, depth, rows, depth);
     device::copy_async_commit();
-    device::copy_async_wait<0>();  // orders: own copies, before the barrier
+    device::copy_async_wait<0>();  // orders: this thread's copies, before the barrier
     __syncthreads();               // orders: all copies, before the product
     return shared;
   }

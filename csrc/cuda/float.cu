@@ -1,5 +1,5 @@
 #include "drivers.cuh"
 
 namespace fusedrnn {
-FUSEDRNN_INSTANTIATE(float);
+template auto instantiate<float>(BuiltInCells);
 }

@@ -1,5 +1,5 @@
 #include "drivers.cuh"
 
 namespace fusedrnn {
-FUSEDRNN_INSTANTIATE(float16);
+template auto instantiate<float16>(BuiltInCells);
 }

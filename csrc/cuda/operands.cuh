@@ -1,5 +1,6 @@
-// What products read, made ready once a call: weights in the order in which a block reads them, rounded as the product
-// takes them, and all sizes padded with zeros, so that no product has a tail and every piece of 16 bytes is aligned.
+// Operands of the products, prepared once a call: weights packed in the order in which a block reads them, rounded as
+// the product takes them, and all sizes padded with zeros, so that no product has a tail and every piece of 16 bytes is
+// aligned.
 #pragma once
 
 #include "product.cuh"
@@ -62,14 +63,14 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(Args<T> a, Tiling til
   if (first_panel)
     for (int64_t i = begin; i < D * tiling.rows * tiling.depth; i += stride) {
       int64_t k = i % tiling.depth, n = i / tiling.depth % tiling.rows;
-      Walk<T> walk(a.p, static_cast<int>(i / tiling.depth / tiling.rows), Stage::kBackward);
-      o.in[i] = Math::operand(n < s.rows && k < plane_depth ? Stage::first(walk, n, k) : S(0));
+      StepIterator<T> it(a.p, static_cast<int>(i / tiling.depth / tiling.rows), Stage::kBackward);
+      o.in[i] = Math::operand(n < s.rows && k < plane_depth ? Stage::first(it, n, k) : S(0));
     }
   for (int64_t i = begin; i < counter_count; i += stride) counters[i] = 0;
-  if (a.dreset_h)
-    for (int64_t i = begin; i < D * s.rows * s.projected; i += stride) a.dreset_h[i] = 0;
-  if (a.dreset_c)
-    for (int64_t i = begin; i < D * s.rows * s.hidden; i += stride) a.dreset_c[i] = 0;
+#pragma unroll
+  for (int state = 0; state < kMaxStates; ++state)
+    if (S* sums = a.dresets[state])
+      for (int64_t i = begin; i < D * s.rows * s.width(state); i += stride) sums[i] = 0;
 }
 
 }  // namespace fusedrnn::cuda

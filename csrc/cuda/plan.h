@@ -1,8 +1,7 @@
-// Which kernel runs a layer, and in which tiles: chosen on the host from sizes alone, and never more than the device
-// has.
+// Which kernel runs a layer, and in which tiles: chosen on the host from sizes alone, within the limits of the device.
 //
 // Rows of a batch are independent. A replica is a slice of rows in one direction, and takes all its steps without
-// waiting for another. What holds a replica is its tier:
+// synchronising with another. What holds a replica is its tier:
 //   block     one thread block holds all weights; nothing is exchanged
 //   cluster   a thread-block cluster; states go through distributed shared memory (sm_90 and later)
 //   grid      blocks anywhere on the device; states go through L2; all replicas run at once
@@ -43,7 +42,7 @@ struct Device {
 
 struct Job {
   bool backward;
-  CellSizes cell;
+  CellTraits cell;
   Shape shape;
   int value_bytes;  // of a stored value: 2, 4 or 8
 };
@@ -130,23 +129,23 @@ inline bool choose(const Job& job, const Device& device, Tier tier, Plan* chosen
     return fits(*chosen, device);
   }
   if (s.projected != s.hidden || (tier == Tier::kCluster && device.capability < 90)) return false;
-  bool found = false;
+  bool in_waves = false;
   int largest_cluster = device.capability == 90 ? 16 : 8;  // 16 is more than every device has to take
   int64_t most = tier == Tier::kBlock ? 1 : tier == Tier::kCluster ? largest_cluster : device.multiprocessors;
   for (int row_tiles : {1, kWideTiles}) {
     if (row_tiles > 1 && !has_wide_tiles(job.value_bytes)) break;
     for (int64_t blocks = most < groups ? most : groups; blocks >= 1; --blocks) {
-      int owned = static_cast<int>(ceil_div(groups, blocks));
-      if (ceil_div(groups, owned) != blocks || (blocks == 1) != (tier == Tier::kBlock)) continue;
+      int of_block = static_cast<int>(ceil_div(groups, blocks));
+      if (ceil_div(groups, of_block) != blocks || (blocks == 1) != (tier == Tier::kBlock)) continue;
       if (tier == Tier::kCluster && (blocks & (blocks - 1))) continue;
-      Plan plan = make(job, tier, owned, static_cast<int>(blocks), row_tiles);
+      Plan plan = make(job, tier, of_block, static_cast<int>(blocks), row_tiles);
       if (!fits(plan, device)) continue;
       if (blocks_in_all(plan, job) <= device.multiprocessors) return *chosen = plan, true;
-      // Without room for all of them at once, blocks and clusters of fewer, wider replicas take turns.
-      if (tier != Tier::kGrid) *chosen = plan, found = true;
+      // Without room for all of them at once, blocks and clusters of fewer, wider replicas run in waves.
+      if (tier != Tier::kGrid) *chosen = plan, in_waves = true;
     }
   }
-  return found;
+  return in_waves;
 }
 
 }  // namespace planning
@@ -169,14 +168,14 @@ inline Plan make_forced_plan(const Job& job, const Device& device, const std::st
     if (name != kTierNames[static_cast<int>(tier)]) continue;
     Plan chosen{};
     if (!planning::choose(job, device, tier, &chosen))
-      throw std::invalid_argument("FUSEDRNN_PLAN=" + name + ": this device cannot hold this layer so");
+      throw std::invalid_argument("FUSEDRNN_PLAN=" + name + ": this layer does not fit this device");
     return chosen;
   }
   throw std::invalid_argument("FUSEDRNN_PLAN=" + name + " is none of block, cluster, grid, stepwise");
 }
 
-// Makes a plan and calls run(plan), which returns 0 or an error; a plan for which the device has no room now makes way
-// for the next tier's, unless its tier was named. Returns the last error, with the plan that it is of.
+// Makes a plan and calls run(plan), which returns 0 or an error; a plan whose blocks cannot be co-resident is
+// replaced by the next tier's, unless its tier was named. Returns the last error, with the plan that it is of.
 template <class F>
 int run_planned(const Job& job, const Device& device, const std::string& forced, Plan* plan, F&& run) {
   if (!forced.empty()) return run(*plan = make_forced_plan(job, device, forced));

@@ -2,12 +2,13 @@
 //
 // Operands lie in shared memory: of weights a group of 16 units after the other, [groups][tiles][16][ld]; of the other
 // side a panel [rows][ld]. A warp makes all tiles of one group for all rows of the panel, over a part of the depth. The
-// parts meet in shared memory, where each thread finds the sums of its (row, unit) pairs in a fixed order.
+// partial sums are reduced through shared memory, in a fixed order: each thread makes the sums of its (row, unit)
+// pairs.
 #pragma once
 
 #include "device.cuh"
 #include "plan.h"
-#include "walk.cuh"
+#include "step_iterator.cuh"
 
 namespace fusedrnn::cuda {
 
@@ -114,8 +115,8 @@ struct MultiplyAdd {
 };
 
 // A warp's part of the product of a group: every parts-th piece of the depth. What a resident kernel multiplies in
-// every step stays in registers, as far as they suffice: out of shared memory, 64 KB of weights take 0.29 us each time,
-// for it gives 128 bytes a cycle.
+// every step stays in registers, as far as they suffice: shared memory gives 128 bytes a cycle, so that reading 64 KB
+// of weights from it takes 0.29 us.
 template <class Math, int M, int N>
 struct Part {
   using Operand = typename Math::Operand;
@@ -162,9 +163,9 @@ struct Part {
   }
 };
 
-// Where the sums of a block's warps meet: [split][tile][group][row][16 units].
+// Partial sums of a block's warps, in shared memory: [split][tile][group][row][16 units].
 template <int M, int N, class Sum>
-struct Meeting {
+struct PartialSums {
   static constexpr int kRows = N * kTileRows;
   static constexpr int kRow = kGroup + 4;  // 4: a warp's four rows of 8 units lie in different banks
   Sum* sums;
@@ -202,13 +203,13 @@ struct Meeting {
 // Calls f(p, i, n, j, real) with this thread's pairs: pair i of the block is its number p, of row n and unit j, real if
 // the layer has those.
 template <int kMost, int M, int N, class Sum, class F>
-__device__ void each_pair(const Meeting<M, N, Sum>& meeting, int64_t first_row, int64_t first_unit, int64_t rows,
+__device__ void each_pair(const PartialSums<M, N, Sum>& partial, int64_t first_row, int64_t first_unit, int64_t rows,
                           int64_t width, F&& f) {
 #pragma unroll
   for (int p = 0; p < kMost; ++p) {
     int i = threadIdx.x + p * kThreads;
-    if (i >= meeting.pairs()) continue;
-    int64_t n = first_row + meeting.row(i), j = first_unit + meeting.unit(i);
+    if (i >= partial.pairs()) continue;
+    int64_t n = first_row + partial.row(i), j = first_unit + partial.unit(i);
     f(p, i, n, j, n < rows && j < width);
   }
 }

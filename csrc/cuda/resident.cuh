@@ -1,4 +1,4 @@
-// Tiers block, cluster and grid: one kernel takes all steps, and its weights stay in shared memory.
+// Tiers block, cluster and grid: one persistent kernel takes all steps, with its weights in shared memory.
 #pragma once
 
 #include "exchange.cuh"
@@ -11,14 +11,14 @@ struct Shared {  // of a block
   using Sum = typename Math::Sum;
 
   Operand *weights, *panel, *stage;
-  Sum *bias, *sums;  // sums null: in the place of the step's panel
+  Sum *bias, *sums;  // sums null: they reuse the panel's memory
   uint64_t* barriers;
   int ld, panel_size;
 
   FUSEDRNN_FN size_t carve(unsigned char* base, const Tiling& tiling, Tier tier) {
     const bool cluster = tier == Tier::kCluster, in_panel = sums_in_panel(tier, N);
     const int units = tiling.units(), rows = N * kTileRows;
-    const size_t sum_count = Meeting<Stage::kTiles, N, Sum>::count(tiling.groups);
+    const size_t sum_count = PartialSums<Stage::kTiles, N, Sum>::count(tiling.groups);
     device::Carver carver(base);
     ld = static_cast<int>(padded_row(tiling.depth, sizeof(Operand)));
     panel_size = rows * ld;
@@ -48,12 +48,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t width = Stage::width(shape), steps = shape.steps + Stage::kExtraSteps;
   const int64_t panel_at = (d * tiling.rows + first_row) * tiling.depth,
                 block = int64_t{d} * tiling.blocks + blockIdx.x;
-  const Walk<T> walk(a.p, d, Stage::kBackward);
+  const StepIterator<T> it(a.p, d, Stage::kBackward);
 
   Shared<Stage, Math, N> shared;
   shared.carve(device::shared_memory(), tiling, tier);
   const int ld = shared.ld, weight_rows = M * tiling.units();
-  Meeting<M, N, Sum> meeting{shared.sums, tiling.groups};
+  PartialSums<M, N, Sum> partial{shared.sums, tiling.groups};
   Exchange<Operand> exchange{tier,
                              shared.panel,
                              ld,
@@ -76,14 +76,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   copy_rows(shared.panel, ld, o.in + panel_at, tiling.depth, kRows, tiling.depth);
   device::copy_async_commit();
   for (int i = threadIdx.x; i < weight_rows; i += kThreads) shared.bias[i] = o.bias[block * weight_rows + i];
-  device::copy_async_wait<0>();  // orders: own copies of the weights and the first panel, before the barrier
+  device::copy_async_wait<0>();  // orders: this thread's copies of the weights and the first panel, before the barrier
   exchange.open();
   __syncthreads();  // orders: all copies, before the first product
 
   typename Stage::Carry carry[kPairs];
-  auto each = [&](auto&& f) { each_pair<kPairs>(meeting, first_row, first_unit, shape.rows, width, f); };
+  auto each = [&](auto&& f) { each_pair<kPairs>(partial, first_row, first_unit, shape.rows, width, f); };
   each([&](int p, int, int64_t n, int64_t j, bool real) {
-    if (real) carry[p] = Stage::start(a, walk, n, j);
+    if (real) carry[p] = Stage::start(a, it, n, j);
   });
 
   using Product = Part<Math, M, N>;
@@ -95,10 +95,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (has_group) product.hold(held, weights);
 
   for (int64_t step = 0; step < steps; ++step) {
-    const Step s = walk.step(step);
+    const Steps s = it.steps(step);
     typename Stage::Inputs inputs[kPairs];
     each([&](int p, int, int64_t n, int64_t j, bool real) {
-      if (real) Stage::read(a, walk, s, n, j, &inputs[p]);
+      if (real) Stage::read(a, it, s, n, j, &inputs[p]);
     });
 
     Operand* panel = exchange.wait(step);
@@ -106,22 +106,22 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (has_group) product.multiply(part, held, weights, panel);
     if (!shared.sums) {
       __syncthreads();  // orders: the product, before the sums take the panel's place
-      meeting.sums = reinterpret_cast<Sum*>(panel);
+      partial.sums = reinterpret_cast<Sum*>(panel);
     }
-    if (has_group) meeting.put(split, group, part, lane);
+    if (has_group) partial.put(split, group, part, lane);
     __syncthreads();  // the sums' barrier. orders: all parts, before they are summed; the product, before the next put
 
     each([&](int p, int i, int64_t n, int64_t j, bool real) {
       Arithmetic<T> out[Stage::kPlanesOut] = {};
       if (real) {
         Sum sums[M];
-        meeting.take(i, shared.bias, sums);
-        Stage::step(a, walk, step, s, n, j, inputs[p], sums, &carry[p], out);
+        partial.take(i, shared.bias, sums);
+        Stage::step(a, it, step, s, n, j, inputs[p], sums, &carry[p], out);
       }
       if (step + 1 == steps) return;
 #pragma unroll
       for (int plane = 0; plane < Stage::kPlanesOut; ++plane)
-        exchange.put(step + 1, plane, meeting.row(i), meeting.unit(i), Math::operand(out[plane]));
+        exchange.put(step + 1, plane, partial.row(i), partial.unit(i), Math::operand(out[plane]));
     });
     if (step + 1 < steps) exchange.publish(step + 1);
   }

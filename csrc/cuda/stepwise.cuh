@@ -1,5 +1,5 @@
-// Tier stepwise: a kernel a step, or two with a projection. The recurrent product and the cell are one kernel, so that
-// pre-activations never leave the multiprocessor; weights stream through shared memory.
+// Tier stepwise: one kernel launch a step, or two with a projection. The recurrent product and the cell are fused, so
+// that pre-activations never leave the multiprocessor; weights stream through shared memory.
 #pragma once
 
 #include "operands.cuh"
@@ -14,16 +14,16 @@ struct StepShared {
   static constexpr int kLd = static_cast<int>(padded_row(kChunk, sizeof(Operand)));
 
   Operand *weights, *panel;  // two chunks of each
-  Sum* sums;                 // in the place of the chunks, once these are used up
+  Sum* sums;                 // reuses the chunks' memory after the last product
 
   static constexpr int kPanelChunk = N * kTileRows * kLd;
 
   FUSEDRNN_FN static int weight_chunk(const Tiling& tiling) { return Stage::kTiles * tiling.units() * kLd; }
   FUSEDRNN_FN size_t carve(unsigned char* base, const Tiling& tiling) {
     const size_t chunks = 2 * (weight_chunk(tiling) + kPanelChunk);
-    const size_t meeting = Meeting<Stage::kTiles, N, Sum>::count(tiling.groups) * sizeof(Sum) / sizeof(Operand);
+    const size_t partial = PartialSums<Stage::kTiles, N, Sum>::count(tiling.groups) * sizeof(Sum) / sizeof(Operand);
     device::Carver carver(base);
-    weights = carver.take<Operand>(chunks > meeting ? chunks : meeting);
+    weights = carver.take<Operand>(chunks > partial ? chunks : partial);
     panel = weights + 2 * weight_chunk(tiling);
     sums = reinterpret_cast<Sum*>(weights);
     return carver.bytes();
@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(kThreads, Stage::kTiles == 1 ? 2 : 1)
   const int weight_rows = M * tiling.units(), weight_chunk = Memory::weight_chunk(tiling);
   const Operand* weights = o.weights + block * weight_rows * tiling.depth;
   const Operand* in = o.in + (d * tiling.rows + first_row) * tiling.depth;
-  const Walk<T> walk(a.p, d, Stage::kBackward);
-  const Step s = walk.step(step);
+  const StepIterator<T> it(a.p, d, Stage::kBackward);
+  const Steps s = it.steps(step);
 
   Memory shared;
   shared.carve(device::shared_memory(), tiling);
@@ -61,41 +61,41 @@ __global__ void __launch_bounds__(kThreads, Stage::kTiles == 1 ? 2 : 1)
   };
   fetch(0);
 
-  const Meeting<M, N, Sum> meeting{shared.sums, tiling.groups};
+  const PartialSums<M, N, Sum> partial{shared.sums, tiling.groups};
   typename Stage::Carry carry[kPairs];
   typename Stage::Inputs inputs[kPairs];
-  auto each = [&](auto&& f) { each_pair<kPairs>(meeting, first_row, first_unit, a.p.shape.rows, width, f); };
+  auto each = [&](auto&& f) { each_pair<kPairs>(partial, first_row, first_unit, a.p.shape.rows, width, f); };
   each([&](int p, int, int64_t n, int64_t j, bool real) {
     if (!real) return;
-    carry[p] = step ? Stage::Carry::load(a, walk.state(n, width, j)) : Stage::start(a, walk, n, j);
-    Stage::read(a, walk, s, n, j, &inputs[p]);
+    carry[p] = step ? Stage::Carry::load(a, it.state(n, width, j)) : Stage::start(a, it, n, j);
+    Stage::read(a, it, s, n, j, &inputs[p]);
   });
 
   const int parts = splits(tiling.groups), split = warp % parts, group = warp / parts;
   Sum part[M][N][4] = {};
   for (int chunk = 0, chunks = (tiling.depth + Memory::kChunk - 1) / Memory::kChunk; chunk < chunks; ++chunk) {
-    fetch(chunk + 1);              // behind the last there is nothing to copy
-    device::copy_async_wait<1>();  // orders: own copies of this chunk, before the barrier
+    fetch(chunk + 1);              // after the last chunk an empty group
+    device::copy_async_wait<1>();  // orders: this thread's copies of this chunk, before the barrier
     __syncthreads();               // orders: all copies of this chunk, before the product
     const int depth = chunk_depth(chunk);
-    const Operand* own = shared.weights + (chunk & 1) * weight_chunk + group * M * kGroup * Memory::kLd;
+    const Operand* of_group = shared.weights + (chunk & 1) * weight_chunk + group * M * kGroup * Memory::kLd;
     for (int k = split * Math::kDepth; k < depth; k += parts * Math::kDepth) {
       typename Math::template Weights<M> piece;
-      piece.load(own + k, kGroup * Memory::kLd, Memory::kLd, lane);
+      piece.load(of_group + k, kGroup * Memory::kLd, Memory::kLd, lane);
       Math::multiply(part, piece, shared.panel + (chunk & 1) * Memory::kPanelChunk + k, Memory::kLd, lane);
     }
     __syncthreads();  // orders: the product, before the chunk after the next, or the sums, take its place
   }
-  meeting.put(split, group, part, lane);
+  partial.put(split, group, part, lane);
   __syncthreads();  // orders: all parts, before they are summed
 
   each([&](int p, int i, int64_t n, int64_t j, bool real) {
     Arithmetic<T> out[Stage::kPlanesOut] = {};
     if (real) {
       Sum sums[M];
-      meeting.take(i, o.bias + block * weight_rows, sums);
-      Stage::step(a, walk, step, s, n, j, inputs[p], sums, &carry[p], out);
-      carry[p].store(a, walk.state(n, width, j));
+      partial.take(i, o.bias + block * weight_rows, sums);
+      Stage::step(a, it, step, s, n, j, inputs[p], sums, &carry[p], out);
+      carry[p].store(a, it.state(n, width, j));
     }
     Operand* to = o.out + (d * tiling.rows + n) * Stage::kPlanesOut * tiling.out_plane + j;
 #pragma unroll

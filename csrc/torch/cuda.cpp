@@ -1,5 +1,5 @@
 // The CUDA half of the border: the input projection, a plan, scratch memory, the stream, and errors with their names.
-#include "bindings_cuda.h"
+#include "cuda.h"
 
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
@@ -13,7 +13,7 @@
 #include <cstdlib>
 #include <optional>
 
-#include "dispatch.h"
+#include "../cuda/plan.h"
 
 namespace fusedrnn {
 namespace {
@@ -24,29 +24,6 @@ bool rnn_uses_tf32() {
   return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::RNN) ==
          at::Float32Precision::TF32;
 }
-
-// While it lives, GEMMs of float obey torch.backends.cudnn.rnn.fp32_precision, as those of torch.nn's recurrent layers.
-class RnnPrecision {
- public:
-  RnnPrecision() {
-    if (!rnn_uses_tf32())
-      ieee_.emplace();
-    else if (before_ != at::Float32Precision::TF32)
-      set(at::Float32Precision::TF32);
-  }
-  ~RnnPrecision() {
-    if (!ieee_ && before_ != at::Float32Precision::TF32) set(before_);
-  }
-
- private:
-  static void set(at::Float32Precision precision) {
-    at::globalContext().setFloat32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL, precision);
-  }
-
-  const at::Float32Precision before_ =
-      at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
-  std::optional<at::NoTF32Guard> ieee_;
-};
 
 // The current device. c10's headers suffice: ATen/cuda's would ask for those of cuBLAS, cuSPARSE and more.
 Device this_device() {
@@ -81,7 +58,7 @@ void launch(const Job& job, const Tensor& x, F&& scan) {
   cudaGetLastError();  // said here; torch would say it again at its next launch
   const Shape& s = job.shape;
   const char* what =
-      error == kNoRoom ? "not all of its blocks can run at once" : cudaGetErrorString(static_cast<cudaError_t>(error));
+      error == kNoRoom ? "its blocks cannot all be co-resident" : cudaGetErrorString(static_cast<cudaError_t>(error));
   TORCH_CHECK(false, "fusedrnn: the ", kTierNames[static_cast<int>(plan.tier)], job.backward ? " backward" : " forward",
               " kernel for T=", s.steps, ", N=", s.rows, ", H=", s.hidden, ", P=", s.projected, ", D=", s.directions,
               ", ", x.scalar_type(), " failed: ", what);
@@ -89,17 +66,44 @@ void launch(const Job& job, const Tensor& x, F&& scan) {
 
 }  // namespace
 
-Tensor project_input(const Tensor& x, const Tensor* weights, const Shape& s, int gates, int planes) {
-  RnnPrecision precision;
-  Tensor projected = at::empty({s.directions, s.packed_rows, planes, s.hidden}, x.options());
-  Tensor rows = x.reshape({s.packed_rows, s.input});
+struct RnnPrecision::Setting {
+  static at::Float32Precision get() {
+    return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
+  }
+  static void set(at::Float32Precision precision) {
+    at::globalContext().setFloat32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL, precision);
+  }
+
+  ~Setting() {
+    if (changed) set(before);
+  }
+
+  const at::Float32Precision before = get();
+  bool changed = false;
+  std::optional<at::NoTF32Guard> ieee;
+};
+
+RnnPrecision::RnnPrecision(const Tensor& x) {
+  if (!x.is_cuda() || x.scalar_type() != at::kFloat) return;
+  setting_ = std::make_unique<Setting>();
+  if (!rnn_uses_tf32())
+    setting_->ieee.emplace();
+  else if (setting_->before != at::Float32Precision::TF32)
+    setting_->changed = true, Setting::set(at::Float32Precision::TF32);
+}
+
+RnnPrecision::~RnnPrecision() = default;
+
+Tensor project_input(const ScanInputs& in, const Shape& s, int gates, int planes) {
+  RnnPrecision precision(in.x);
+  Tensor projected = at::empty({s.directions, s.packed_rows, planes, s.hidden}, in.x.options());
+  Tensor rows = in.x.reshape({s.packed_rows, s.input});
   for (int d = 0; d < s.directions; ++d) {
-    const Tensor &w_ih = weights[5 * d], &b_ih = weights[5 * d + 2];
     Tensor out = projected[d].flatten(1).narrow(1, 0, gates * s.hidden);
-    if (b_ih.defined())
-      at::linear_out(out, rows, w_ih, b_ih);
+    if (in.b_ih.empty())
+      at::mm_out(out, rows, in.w_ih[d].t());
     else
-      at::mm_out(out, rows, w_ih.t());
+      at::linear_out(out, rows, in.w_ih[d], in.b_ih[d]);
   }
   return projected;
 }
@@ -112,20 +116,20 @@ Tensor copy_to_device(at::IntArrayRef values, const at::Device& device) {
 }
 
 template <class T>
-void run_forward(CellKind kind, const ScanParams<T>& params, const Tensor& x) {
-  launch({false, cell_sizes(kind), params.shape, sizeof(T)}, x,
-         [&](const CudaRun& run) { return scan_forward_cuda<T>(kind, params, run); });
+void run_forward(const CellDrivers& cell, const ScanParams<T>& params, const Tensor& x) {
+  launch({false, cell.traits, params.shape, sizeof(T)}, x,
+         [&](const CudaRun& run) { return std::get<CudaDriver<T>>(cell.cuda).forward(params, run); });
 }
 
 template <class T>
-void run_backward(CellKind kind, const ScanParams<T>& params, const ScanGrads<T>& grads, const Tensor& x) {
-  launch({true, cell_sizes(kind), params.shape, sizeof(T)}, x,
-         [&](const CudaRun& run) { return scan_backward_cuda<T>(kind, params, grads, run); });
+void run_backward(const CellDrivers& cell, const ScanParams<T>& params, const ScanGrads<T>& grads, const Tensor& x) {
+  launch({true, cell.traits, params.shape, sizeof(T)}, x,
+         [&](const CudaRun& run) { return std::get<CudaDriver<T>>(cell.cuda).backward(params, grads, run); });
 }
 
-#define FUSEDRNN_INSTANTIATE(T)                                                \
-  template void run_forward<T>(CellKind, const ScanParams<T>&, const Tensor&); \
-  template void run_backward<T>(CellKind, const ScanParams<T>&, const ScanGrads<T>&, const Tensor&);
+#define FUSEDRNN_INSTANTIATE(T)                                                          \
+  template void run_forward<T>(const CellDrivers&, const ScanParams<T>&, const Tensor&); \
+  template void run_backward<T>(const CellDrivers&, const ScanParams<T>&, const ScanGrads<T>&, const Tensor&);
 FUSEDRNN_INSTANTIATE(float)
 FUSEDRNN_INSTANTIATE(double)
 FUSEDRNN_INSTANTIATE(bfloat16)

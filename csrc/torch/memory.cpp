@@ -1,4 +1,4 @@
-#include "bindings_memory.h"
+#include "memory.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
@@ -13,8 +13,8 @@
 #include <mutex>
 #include <vector>
 
-#include "cpu/memory.h"
-#include "cpu/parallel.h"
+#include "../cpu/memory.h"
+#include "../cpu/parallel.h"
 
 namespace fusedrnn {
 namespace {

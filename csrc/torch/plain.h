@@ -7,7 +7,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/forward_grad.h>
 
-#include "bindings_cuda.h"
+#include "cuda.h"
 
 namespace fusedrnn {
 

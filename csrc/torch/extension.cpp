@@ -1,0 +1,76 @@
+// What Python sees: fusedrnn._C.
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../cuda/plan.h"
+#include "autograd.h"
+#include "cuda.h"
+#include "memory.h"
+#include "plain.h"
+#include "sums.h"
+
+namespace {
+
+using at::Tensor;
+using namespace fusedrnn;
+pybind11::dict traits_of_cell(const std::string& cell) {
+  using namespace pybind11::literals;
+  const CellTraits& traits = find_cell(cell).traits;
+  return pybind11::dict("gates"_a = traits.gates, "states"_a = traits.states, "saved"_a = traits.saved,
+                        "grads"_a = traits.grads);
+}
+
+// Tier, groups, blocks, row tiles, replicas and shared bytes of the plan for a layer on a device, for tests.
+auto layer_plan(const std::string& cell, bool backward, int64_t steps, int64_t rows, int64_t hidden, int64_t projected,
+                int directions, int value_bytes, std::tuple<int, int, int> gpu, const std::string& forced) {
+  Job job{backward, find_cell(cell).traits, {steps, rows, steps * rows, 0, hidden, projected, directions}, value_bytes};
+  auto [multiprocessors, shared_bytes, capability] = gpu;
+  Device device{multiprocessors, shared_bytes, capability};
+  Plan p = forced.empty() ? make_plan(job, device) : make_forced_plan(job, device, forced);
+  return std::make_tuple(kTierNames[static_cast<int>(p.tier)], p.groups, p.blocks, p.row_tiles, p.replicas,
+                         p.shared_bytes);
+}
+
+// The gradients of x and of the weights, for tests: of a CUDA kernel's results, wherever they were made.
+std::vector<Tensor> sums_of(pybind11::handle inputs, const std::optional<Tensor>& y,
+                            const std::optional<Tensor>& hidden, const Tensor& dgates,
+                            const std::optional<Tensor>& h_prev, const std::optional<Tensor>& dh_steps) {
+  ScanInputs in = inputs_of(inputs), made;
+  made.x = at::empty_like(in.x);
+  for (auto kind : kWeightKinds)
+    for (const Tensor& w : in.*kind) (made.*kind).push_back(at::empty_like(w));
+  auto or_none = [](const std::optional<Tensor>& t) { return t.value_or(Tensor()); };
+  ScanOutputs out{{or_none(y)}, {}, {}, or_none(hidden)};
+  sum_over_steps(in, out, {dgates, or_none(h_prev), or_none(dh_steps)}, &made);
+  return made.differentiable();
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using Release = pybind11::call_guard<pybind11::gil_scoped_release>;
+  m.attr("torch_version") = FUSEDRNN_TORCH_VERSION;
+#ifdef FUSEDRNN_WITH_CUDA
+  m.attr("cuda_version") = CUDART_VERSION;
+  m.attr("cuda_archs") = FUSEDRNN_CUDA_ARCHS;
+#else
+  m.attr("cuda_version") = pybind11::none();
+#endif
+  m.def("cpu_capability", &cpu_capability, "The instruction set in use: DEFAULT, AVX2, AVX512 or AVX512_BF16.");
+  m.def("cell_traits", &traits_of_cell);
+  m.def("empty_cache", &empty_cache, Release());
+  m.def("plan", &layer_plan);
+  m.def("is_watched", &is_watched);
+  m.def("is_dispatched", [](const Tensor& t) { return is_dispatched(t); });
+  m.def("cached_cast",
+        [](const Tensor& t, at::ScalarType dtype) { return at::autocast::cached_cast(dtype, t, t.device().type()); });
+  m.def("scan", &scan);
+  m.def("set_gradients", &set_gradients);
+  m.def("sum_over_steps", &sums_of);
+}

@@ -1,0 +1,105 @@
+"""The compiled extension: the only door to it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..inputs import ScanInputs
+
+DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
+
+
+def _load_extension():
+    """Returns the compiled extension and None, or None and the reason why it cannot be used."""
+    try:
+        from .. import _C
+    except ImportError as error:
+        return None, f"it cannot be imported ({error})"
+    if _C.torch_version != torch.__version__:
+        return None, f"it was built with torch {_C.torch_version}, but torch {torch.__version__} is installed"
+    return _C, None
+
+
+_C, extension_error = _load_extension()
+if extension_error:
+    warnings.warn(
+        f"fusedrnn runs without its compiled extension, correct but slow: {extension_error}. "
+        "To build it: pip install --no-build-isolation --force-reinstall --no-deps fusedrnn",
+        stacklevel=2,
+    )
+
+
+class CellTraits(NamedTuple):
+    """Numbers of gates, states, saved values and gate gradients of a unit."""
+
+    gates: int
+    states: int
+    saved: int
+    grads: int
+
+
+@functools.cache
+def cell_traits(cell: str) -> CellTraits:
+    return CellTraits(**_C.cell_traits(cell))
+
+
+def scan(cell: str, sequences: bool, recompute: bool, inputs: ScanInputs) -> list[Tensor | None] | None:
+    """Returns each state after every step, of all but h only if ``sequences``, then each final state, that of h not of
+    one step: the outputs of one node of autograd.
+
+    None, and nothing is done, where a tensor is not of exactly PyTorch's type, dense and holding its values itself, on
+    a device and x of a dtype with kernels; where a mode, tracer, function transform or forward-mode derivative is
+    active; and without the extension.
+    """
+    return _C.scan(cell, sequences, recompute, inputs) if _C is not None else None
+
+
+def is_dispatched(t: Tensor) -> bool:
+    """Does the dispatcher make a tensor that the kernels can read of t, or not let it come to them?
+
+    Not so of wrappers in Python, batches of vmap, or sparse, quantised and nested tensors.
+    """
+    return _C.is_dispatched(t)
+
+
+def set_gradients(gradients) -> None:
+    """Registers what differentiates :func:`scan` where its own backward pass cannot: where the gradients must be
+    differentiable, or a tensor is not plain: gradients(cell, inputs, outputs, grads, wanted)."""
+    if _C is not None:
+        _C.set_gradients(gradients)
+
+
+def cached_cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t in this dtype; a parameter's copy is kept until autocast ends, as those that autocast makes itself.
+
+    Not under a tracer, a mode or a function transform, which must see the conversion each time.
+    """
+    return t.to(dtype) if _C is None or _C.is_watched() else _C.cached_cast(t, dtype)
+
+
+def empty_cache() -> None:
+    """Returns to the system what CPU kernels keep from one call to the next.
+
+    That is the memory of freed tensors, up to 256 MiB in all, and scratch memory, up to 64 MiB a thread. Other Python
+    threads that call layers release their scratch memory at their next call. Later calls work as before; the first of
+    them is slower. For memory of CUDA devices, see :func:`torch.cuda.empty_cache`.
+    """
+    if _C is not None:
+        _C.empty_cache()
+
+
+def library_path() -> str:
+    """The library of kernels and operators, for C++ programs that run exported graphs: it needs libtorch, no Python.
+
+    Raises:
+        RuntimeError: fusedrnn is installed without its compiled extension.
+    """
+    if _C is None:
+        raise RuntimeError(f"fusedrnn has no library: {extension_error}")
+    return os.path.join(os.path.dirname(_C.__file__), "libfusedrnn.so")

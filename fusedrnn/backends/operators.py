@@ -1,0 +1,166 @@
+"""The kernels as operators of the dispatcher: one opaque node a layer for whoever looks at the graph of a model.
+
+``libfusedrnn`` defines them, for the CPU and CUDA, with the fields of :class:`fusedrnn.inputs.ScanInputs` as arguments;
+here they get what graphs in Python need. Operators have no optional results: what is absent is empty and has one
+dimension. Derivatives of higher order are the reference's where autograd can see it; in a compiled graph they are an
+error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
+
+from ..inputs import ScanInputs
+from . import extension, reference
+
+
+def can_take(tensors: Iterable[Tensor]) -> bool:
+    """Can operators of ours take these tensors as they are? If not, only PyTorch's own can.
+
+    A wrapper with ``__torch_dispatch__`` knows those at best, and forward-mode derivatives and function transforms have
+    formulas for no others.
+    """
+    return (
+        forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+        and all(isinstance(t, (FakeTensor, FunctionalTensor)) or extension.is_dispatched(t) for t in tensors)
+    )
+
+
+def scan_forward(cell: str, save: bool, sequences: bool, *fields) -> list[Tensor]:
+    """Returns each state after every step and after the last, saved and hidden: 2 S + 2 tensors."""
+    return torch.ops.fusedrnn.scan_forward.default(cell, save, sequences, *_arguments(ScanInputs(*fields)))
+
+
+def _arguments(inputs: ScanInputs) -> list:
+    """The fields as operators take them: lists, and no zoneout as an empty tensor."""
+    absent = [inputs.x.new_empty(0) if z is None else z for z in inputs.zones]
+    return [f if f is None or isinstance(f, Tensor) else list(f) for f in inputs._replace(zones=absent)]
+
+
+def _inputs(fields) -> ScanInputs:
+    """The inverse of :func:`_arguments`."""
+    inputs = ScanInputs(*fields)
+    return inputs._replace(zones=[None if z is None or z.dim() == 1 else z for z in inputs.zones])
+
+
+def _check_devices(inputs: ScanInputs) -> None:
+    zones = [z for z in inputs.zones if z is not None]
+    if any(not z.dim() and z.device.type != "cpu" for z in zones):
+        raise ValueError("fusedrnn: zoneout of one number must be on the CPU")
+    masks = [t for t in (inputs.lengths, inputs.reset, inputs.h_mask) if t is not None] + [z for z in zones if z.dim()]
+    for t in (*inputs.differentiable(), *masks):
+        if t.device != inputs.x.device:
+            raise ValueError(f"fusedrnn: all tensors of a layer must be on {inputs.x.device}, got one on {t.device}")
+
+
+def _fake_forward(cell, save, sequences, *fields):
+    inputs = _inputs(fields)
+    _check_devices(inputs)
+    x, traits = inputs.x, extension.cell_traits(cell)
+    directions, hidden = inputs.directions, inputs.w_ih[0].size(0) // traits.gates
+    sequence, rows = x.shape[:-1], math.prod(x.shape[:-1])  # Size.numel() would fix the size in the graph
+    absent = x.new_empty(0)
+    keep_steps = sequences or save and not inputs.one_step
+    widths = [directions * s.size(-1) for s in inputs.initial]
+    steps = [x.new_empty(*sequence, w) if keep_steps or k == 0 else absent for k, w in enumerate(widths)]
+    last = [_empty_like(s) for s in inputs.initial]
+    if inputs.one_step:
+        last[0] = absent
+    saved = x.new_empty(directions, rows, traits.saved, hidden) if save else absent
+    return [*steps, *last, saved, x.new_empty(directions, rows, hidden) if save and inputs.w_hr else absent]
+
+
+def _empty_like(t: Tensor) -> Tensor:
+    return torch.empty_like(t, memory_format=torch.contiguous_format)
+
+
+def _fake_backward(cell, *arguments):
+    inputs, wanted = _inputs(arguments[:-3]), arguments[-1]
+    absent = inputs.x.new_empty(0)
+    return [_empty_like(t) if want else absent for t, want in zip(inputs.differentiable(), wanted, strict=True)]
+
+
+def gradients(
+    cell: str,
+    inputs: ScanInputs,
+    outputs: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of the differentiable inputs where wanted, by the operator; outputs and grads as it orders them."""
+    absent = inputs.x.new_empty(0)
+    outputs, grads = ([absent if t is None else t for t in given] for given in (outputs, grads))
+    made = torch.ops.fusedrnn.scan_backward.default(cell, *_arguments(inputs), outputs, grads, wanted)
+    return [t if want else None for t, want in zip(made, wanted, strict=True)]
+
+
+def _save_forward(ctx, inputs, output):
+    cell, _, _, *fields = inputs
+    fields, states = ScanInputs(*fields), len(fields[1])
+    # one step starts from the initial states
+    steps = [None] * states if fields.one_step else output[:states]
+    ctx.cell, ctx.counts = cell, [None if f is None or isinstance(f, Tensor) else len(f) for f in fields]
+    flat = [t for f in fields for t in ([f] if f is None or isinstance(f, Tensor) else f)]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*flat, *steps, *output[2 * states :])
+
+
+def _backward(ctx, grads):
+    tensors = iter(ctx.saved_tensors)  # unpack once: checkpoint hooks forbid a second unpack
+    fields = [next(tensors) if n is None else [next(tensors) for _ in range(n)] for n in ctx.counts]
+    inputs, rest = _inputs(fields), list(tensors)
+    states = len(inputs.initial)
+    outputs = [*rest[:states], *[None] * states, *rest[states:]]
+    grads = [None if g is None or g.dim() < 2 else g for g in grads[: 2 * states]]
+    needed = iter(ctx.needs_input_grad[3:])
+    wanted = [w for n, want in zip(ctx.counts[:8], needed, strict=False) for w in ([want] if n is None else want or [])]
+    present = [t for t in (*inputs.tensors(), *outputs, *grads) if t is not None]
+    if torch.is_grad_enabled() or not can_take(present):  # in grad mode they shall be differentiable
+        made = reference.gradients(ctx.cell, inputs, grads, wanted)
+    else:
+        made = gradients(ctx.cell, inputs, outputs, grads, wanted)
+    by_field = inputs.with_differentiable(made)[:8]
+    return None, None, None, *by_field, None, None, None, None, [None] * len(inputs.zones)
+
+
+def _flops(cell: str, x: Sequence[int], w_ih, w_hh, w_hr) -> tuple[int, int, int]:
+    """Of all products with w_ih, w_hh and w_hr in one direction, from the sizes of the tensors."""
+    rows, (wide, inputs), (_, projected) = math.prod(x[:-1]), w_ih[0], w_hh[0]
+    hidden = w_hr[0][1] if w_hr else 0
+    return 2 * rows * wide * inputs, 2 * rows * wide * projected, 2 * rows * hidden * projected
+
+
+def _flops_forward(cell, save, sequences, x, initial, w_ih, w_hh, b_ih, b_hh, w_hr, *others, out_shape=None):
+    return sum(_flops(cell, x, w_ih, w_hh, w_hr)) * len(w_ih)
+
+
+def _flops_backward(cell, x, initial, w_ih, w_hh, b_ih, b_hh, w_hr, *others, out_shape=None):
+    *_, outputs, _, wanted = others
+    directions = len(w_ih)
+    of_input, recurrent, projection = _flops(cell, x, w_ih, w_hh, w_hr)
+    total = directions * (recurrent + projection + wanted[0] * of_input)  # gradients of h in every step, and of x
+    if len(outputs[-2]) < 2:  # the gates are made again
+        total += directions * (of_input + recurrent + projection)
+    first = 1 + len(initial)
+    for products, count in ((of_input, directions), (recurrent, directions)):
+        total += sum(wanted[first : first + count]) * products
+        first += count
+    first += len(b_ih) + len(b_hh)
+    return total + sum(wanted[first : first + len(w_hr)]) * projection
+
+
+if extension._C is not None:
+    torch.library.register_fake("fusedrnn::scan_forward", _fake_forward)
+    torch.library.register_fake("fusedrnn::scan_backward", _fake_backward)
+    torch.library.register_autograd("fusedrnn::scan_forward", _backward, setup_context=_save_forward)
+    register_flop_formula(torch.ops.fusedrnn.scan_forward)(_flops_forward)
+    register_flop_formula(torch.ops.fusedrnn.scan_backward)(_flops_backward)
