@@ -11,9 +11,7 @@ import torch
 from cuda_on_cpu import build, cases, layer
 from tolerances import EXACT, distance
 
-from fusedrnn import kernels
-
-MODES = list(layer.CELLS)
+MODES = list(layer.BUILT_IN)
 TIERS = ["stepwise", "block", "cluster", "grid"]
 DTYPES = ["float64", "float32", "tf32", "bfloat16", "float16"]
 BATCHES = ["padded", "packed", "lengths", "reset", "lengths reset", "packed reset"]
@@ -46,8 +44,8 @@ def pool():
 
 
 def complaints(pool, some_cases):
-    found = pool.map(run, some_cases, chunksize=2)
-    return {str(case): wrong for case, wrong in zip(some_cases, found, strict=True) if wrong}
+    results = pool.map(run, some_cases, chunksize=2)
+    return {str(case): wrong for case, wrong in zip(some_cases, results, strict=True) if wrong}
 
 
 @every_dtype
@@ -62,6 +60,17 @@ def test_every_layer_is_right_under_every_schedule(pool, mode, tier, dtype):
 def test_projections(pool, dtype):
     some = [cases.Case("LSTM", "stepwise", dtype, batch, D, P=9) for batch, D in itertools.product(BATCHES, (1, 2))]
     some.append(cases.Case("LSTM", "stepwise", dtype, "lengths reset shares", N=19, H=37, P=35))
+    assert complaints(pool, some) == {}
+
+
+@every_tier
+@pytest.mark.parametrize("mode", sorted(layer.CELLS.keys() - layer.BUILT_IN.keys()))
+def test_cells_of_three_and_four_states(pool, mode, tier):
+    some = [cases.Case(mode, tier, "float64", batch, D) for batch, D in itertools.product(BATCHES, (1, 2))]
+    some.append(cases.Case(mode, tier, "float64", absent="dh_n dc_steps ds2_n ds3_steps"))
+    some += [cases.Case(mode, tier, "float64", "kept"), cases.Case(mode, tier, "float64", "reset", 2, T=0)]
+    if mode == "THREE_STATES" and tier == "stepwise":
+        some += [cases.Case(mode, tier, "float64", batch, D, P=9) for batch, D in itertools.product(BATCHES, (1, 2))]
     assert complaints(pool, some) == {}
 
 
@@ -116,15 +125,14 @@ def test_nothing_to_do(pool, tier):
 def test_more_steps_than_a_grid_has_blocks():
     device, case = layer.Device(cases.library()), cases.Case("GRU", "block", "float64", T=66_000, N=1, I=1, H=1)
     device.schedule("round-robin", 1)
-    mode, x, h0, c0, weights, *masks = (t.detach() if isinstance(t, torch.Tensor) else t for t in case.arguments())
-    results = []
-    for kernel in (layer.Extension(device, case.tier), kernels._C):
-        args = (x, h0, c0, *masks)
-        y, h_n, _, *kept = kernel.scan_forward(mode, True, False, args, weights)
-        grads, wanted = (x.expand_as(y), h0, None, None), [True] * 2 + [False] * 3 + [True] * len(weights)
-        results.append((y, h_n, *kernel.scan_backward(mode, args, weights, (y, *kept), grads, wanted)[:2]))
-    for ours, cpu in zip(*results, strict=True):
-        assert distance(ours, cpu) <= EXACT[case.dtype]
+    given = case.given()
+    ours = layer.Layer(device, case.mode, given, case.tier)
+    forward = ours.forward()
+    dx = ours.backward(forward, {"dy": torch.ones_like(forward.arrays["y"])})["dx"]
+    weights = [given[f"{kind}0"] for kind in ("w_ih", "w_hh", "b_ih", "b_hh")]
+    y, _ = torch.gru(given["x"], given["h0"], weights, True, 1, 0.0, False, False, False)
+    (expected,) = torch.autograd.grad(y.sum(), given["x"])
+    assert distance(forward.arrays["y"], y) <= EXACT[case.dtype] and distance(dx, expected) <= EXACT[case.dtype]
 
 
 @pytest.mark.parametrize(
@@ -133,9 +141,9 @@ def test_more_steps_than_a_grid_has_blocks():
 def test_where_there_is_no_room_now_another_tier_takes_the_layer(capability, taken, tier):
     device, case = layer.Device(cases.library()), cases.Case("LSTM", "", "float64", H=53, N=9)
     device.resize(shared_bytes=101376, capability=capability, taken=taken)
-    extension, wrong = cases.make_calls(case, device, case.arguments())
+    calls, wrong = cases.make_calls(case, device)
     assert not wrong
-    assert [call.plan.split(",")[0] for call in extension.calls] == [tier] * 2
+    assert [call.plan.split(",")[0] for call in calls] == [tier] * 2
 
 
 @pytest.mark.parametrize("tier", ["cluster", "grid"])
@@ -143,7 +151,7 @@ def test_a_tier_that_was_named_and_has_no_room_now_is_an_error(tier):
     device, case = layer.Device(cases.library()), cases.Case("LSTM", tier, "float64", H=53, N=9)
     device.resize(taken=131)
     with pytest.raises(layer.EmulatorError, match=f"error -1 .{tier}"):
-        cases.make_calls(case, device, case.arguments())
+        cases.make_calls(case, device)
 
 
 @every_tier
@@ -171,20 +179,21 @@ def test_the_plans_own_choice(pool, dtype):
 def recorded(tmp_path_factory):
     """Files of calls, few enough and small enough: ThreadSanitizer takes 1 MB a CUDA thread."""
     folder = tmp_path_factory.mktemp("calls")
-    own = layer.Device(cases.library())
+    recorder = layer.Device(cases.library())
     some = [
         cases.Case(mode, tier, dtype, batch, T=4, N=3, H=H)
         for tier, dtype in itertools.product(TIERS, DTYPES)
         for mode, batch, H in [("LSTM", "lengths reset", 20), ("GRU", "packed masks", 33)]
     ]
     some += [cases.Case("LSTM", "stepwise", dtype, "packed reset masks", N=9, P=9) for dtype in DTYPES]
+    some += [cases.Case("FOUR_STATES", tier, "float64", "lengths reset masks", N=3) for tier in TIERS]
     some += [cases.Case("RNN_TANH", tier, "bfloat16", "reset", N=13, H=37, multiprocessors=3) for tier in TIERS]
     files = []
     for case in some:
-        own.resize(case.multiprocessors)
-        extension, wrong = cases.make_calls(case, own, case.arguments())
+        recorder.resize(case.multiprocessors)
+        calls, wrong = cases.make_calls(case, recorder)
         assert not wrong
-        for call in extension.calls:
+        for call in calls:
             files.append(folder / f"{len(files)}-{case.mode}-{case.tier}-{case.dtype}-{case.batch.replace(' ', '-')}")
             call.write(files[-1])
     return files

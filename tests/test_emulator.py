@@ -15,9 +15,8 @@ FEATURES = build.HERE / "features"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(build.missing()), reason=build.missing())]
 
 RIGHT = [
-    "block_barrier", "warp_barrier", "named_barriers", "warp_shuffles", "copies", "flags", "grid_barrier", "constants",
-    "distributed_memory", "pushes", "mma_bfloat16", "mma_float16", "mma_tf32", "mma_double", "within_bounds",
-    "matrix_without_conflicts",
+    "block_barrier", "warp_barrier", "warp_shuffles", "copies", "flags", "grid_barrier", "pushes", "mma_bfloat16",
+    "mma_float16", "mma_tf32", "within_bounds", "matrix_without_conflicts",
 ]  # fmt: skip
 
 # what is reported under every schedule
@@ -35,9 +34,8 @@ WRONG = {
     "misaligned_copy": "misaligned",
     "abandoned_copy": "copies on their way",
     "deadlock": "deadlock",
-    "constants_written": "load_constant from memory that the same kernel writes",
-    "distributed_memory_before_start": "before that block has started",
-    "distributed_memory_after_exit": "after that block has left",
+    "pushes_before_start": "before that block has started",
+    "pushes_after_exit": "after that block has left",
     "pushes_of_more_than_announced": "deadlock",
     "pushes_without_fence": "without mbarrier_init_fence",
     "carved_too_much": "more shared memory is carved",

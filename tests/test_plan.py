@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from fusedrnn import kernels
+from fusedrnn.backends import extension, reference
 
 # multiprocessors, shared memory of a block, compute capability
 H100, H200 = (132, 232448, 90), (132, 232448, 90)
@@ -14,7 +14,7 @@ TILE_ROWS, GROUP = 8, 16
 
 
 def plan(device, mode="LSTM", H=256, N=16, T=512, D=1, bytes=2, backward=False, P=None, forced=""):
-    found = kernels._C.plan(mode, backward, T, N, H, H if P is None else P, D, bytes, *device, forced)
+    found = extension._C.plan(mode, backward, T, N, H, H if P is None else P, D, bytes, device, forced)
     return dict(zip(["tier", "groups", "blocks", "row_tiles", "replicas", "shared_bytes"], found, strict=True))
 
 
@@ -52,7 +52,7 @@ def test_the_tier_of(device, given, tier):
 def test_a_plan_is_never_more_than_the_device_holds(name):
     device = multiprocessors, shared_bytes, capability = DEVICES[name]
     sizes = itertools.product(
-        kernels.GATES, (1, 19, 128, 200, 640, 1024, 3000), (1, 8, 9, 100, 5000), (1, 2), (2, 4, 8)
+        reference.CELLS, (1, 19, 128, 200, 640, 1024, 3000), (1, 8, 9, 100, 5000), (1, 2), (2, 4, 8)
     )
     for (mode, H, N, D, bytes), backward in itertools.product(sizes, (False, True)):
         p = plan(device, mode, H, N, D=D, bytes=bytes, backward=backward)
@@ -80,7 +80,7 @@ def test_a_forced_tier_is_taken(tier):
 
 @pytest.mark.parametrize("device, tier, H", [(H100, "block", 2048), (A100, "cluster", 256), (L4, "grid", 4096)])
 def test_a_forced_tier_that_the_device_cannot_hold_is_an_error(device, tier, H):
-    with pytest.raises(ValueError, match=f"FUSEDRNN_PLAN={tier}: this device cannot hold this layer so"):
+    with pytest.raises(ValueError, match=f"FUSEDRNN_PLAN={tier}: this layer does not fit this device"):
         plan(device, H=H, forced=tier)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from cuda_on_cpu import build
 
 HERE = Path(__file__).parent
-OWN = ("wide", "narrow", "dot_products", "driver")
+SOURCES = ("wide", "narrow", "dot_products", "driver")
 FLAGS = {
     "plain": ["-O1"],
     "tsan": ["-O1", "-fsanitize=thread"],
@@ -20,7 +20,7 @@ def kernels(name: str, mode: str, csrc: Path, others: tuple[Path, ...] = ()) -> 
     """Returns the program or, for a name that ends in .so, the library of the kernels, their driver and others."""
     flags = [*COMMON, *FLAGS[mode]]
     fenced = mode == "plain"  # a sanitizer has its own fences
-    jobs = [(HERE / f"{own}.cpp", flags, csrc) for own in OWN]
+    jobs = [(HERE / f"{source}.cpp", flags, csrc) for source in SOURCES]
     jobs += [(csrc / "cpu/parallel.cpp", flags, csrc), *((other, flags, csrc) for other in others)]
     jobs.append((csrc / "cpu/memory.cpp", [*flags, "-include", "fenced.h"] if fenced else flags, csrc))
     if fenced:

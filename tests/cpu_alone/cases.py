@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from cuda_on_cpu import cases
-from cuda_on_cpu.layer import PLANES, Call, inputs
+from cuda_on_cpu.layer import CELLS, Call, inputs, outputs, states_of, steps_of
 from tolerances import ALONE, ROUNDED, distance
 from torch import Tensor
 
@@ -24,14 +24,14 @@ class Case(cases.Case):
     special: float = 0  # in the place of x's first number
     scale_h: float = 1  # of h0
 
-    def arguments(self) -> tuple:
-        mode, x, h0, *others = super().arguments()
-        x, h0 = x.detach().double().mul(self.scale).to(self.storage), h0.detach().mul(self.scale_h)
-        if "zeros" in self.batch:  # behind a reset
-            others[5:7] = None, None
+    def given(self) -> dict[str, Tensor]:
+        given = super().given()
+        x = given["x"].detach().double().mul(self.scale).to(self.storage)
         if self.special:
             x.flatten()[0] = self.special
-        return mode, x.requires_grad_(), h0.requires_grad_(), *others
+        given |= {"x": x.requires_grad_(), "h0": given["h0"].detach().mul(self.scale_h).requires_grad_()}
+        without = "reset_" if "zeros" in self.batch else "-"  # zeros stand behind a reset
+        return {name: t for name, t in given.items() if not name.startswith(without)}
 
     @property
     def is_rounded_once(self) -> bool:
@@ -48,25 +48,17 @@ class Prepared:
 
 @functools.cache
 def prepare(case: Case) -> Prepared:
-    args = case.arguments()
-    mode, x, h0, c0, weights, *masks = args
-    sizes, arrays = inputs(mode, (x, h0, c0, *masks), weights)
-    T, N, R, I, H, P, D = sizes
-    grads = case.gradients(list(cases.reference.scan(mode, x, h0, c0, weights, *masks)))
-    outputs, derived = cases.exact(args, grads)
-    names = ["dx", "dh0", *(["dc0"] if c0 is not None else [])]
-    names += [f"dreset_{state}" for state in "hc" if arrays[f"reset_{state}"] is not None]
-    kinds = ["dw_ih", "dw_hh", *(["db_ih", "db_hh"] if case.bias else []), *(["dw_hr"] if case.P else [])]
-    names += [f"{kind}{d}" for d in range(D) for kind in kinds]
-    exact = dict(zip(("y", "h_n", "c_n", "c_steps"), outputs, strict=True)) | dict(zip(names, derived, strict=True))
-    exact = {name: t.detach() for name, t in exact.items() if t is not None}
-    results = {name: x.new_empty(t.shape) for name, t in exact.items() if name in ("y", "h_n", "c_n", "c_steps")}
-    results["saved"] = x.new_empty(D, R, PLANES[mode], H)
+    given = case.given()
+    x, (sizes, arrays) = given["x"].detach(), inputs(case.mode, given)
+    _, _, R, _, H, _, D = sizes
+    results = outputs(case.mode, x, sizes)
+    grads = case.gradients(results)
+    exact = {name: t.detach() for name, t in cases.exact(case.mode, given, grads).items()}
+    results["saved"] = x.new_empty(D, R, CELLS[case.mode].saved, H)
     if case.P:
         results["hidden"] = x.new_empty(D, R, H)
-    forward = Call(mode, case.tier, False, False, x.dtype, sizes, arrays | results, list(results))
-    given = dict(zip(("dy", "dh_n", "dc_n", "dc_steps"), grads, strict=True))
-    return Prepared(forward, given, exact)
+    forward = Call(case.mode, case.tier, False, False, x.dtype, sizes, arrays | results, list(results))
+    return Prepared(forward, grads, exact)
 
 
 def fresh(call: Call, without: tuple[str, ...] = ()) -> Call:
@@ -74,13 +66,13 @@ def fresh(call: Call, without: tuple[str, ...] = ()) -> Call:
     results = [name for name in call.results if name not in without]
     arrays = {name: t for name, t in call.arrays.items() if name not in without}
     arrays |= {name: torch.full_like(t, torch.nan) for name, t in arrays.items() if name in results}
-    return replace(call, arrays={name: t for name, t in arrays.items() if t is not None}, results=results)
+    return replace(call, arrays=arrays, results=results)
 
 
 def backward_of(forward: Call, prepared: Prepared) -> Call:
     results = {name: t for name, t in prepared.exact.items() if name.startswith("d")}
     results = {name: t.to(forward.dtype) for name, t in results.items()}
-    arrays = {name: t for name, t in forward.arrays.items() if name not in ("h_n", "c_n")}
+    arrays = {name: t for name, t in forward.arrays.items() if not name.endswith("_n")}
     return replace(forward, backward=True, arrays=arrays | prepared.grads | results, results=list(results))
 
 
@@ -93,17 +85,13 @@ def one_step(call: Call) -> Call:
 def some_rows(call: Call, rows: int) -> Call:
     """The call for the first rows of a batch that is not packed."""
     T, N, R, *widths, D = call.sizes
-    arrays = dict(call.arrays)
-    for name in ("h0", "c0"):
-        if arrays[name] is not None:
-            arrays[name] = arrays[name][:, :rows].contiguous()
-    arrays["x"] = arrays["x"][:, :rows].contiguous()
+    arrays, states = dict(call.arrays), states_of(call.mode)
+    for name in ("x", "y", *(f"{state}0" for state in states)):
+        arrays[name] = arrays[name][:, :rows].contiguous()
     arrays["offsets"] = torch.arange(T + 1) * rows
-    arrays["y"], arrays["h_n"] = arrays["y"][:, :rows].contiguous(), torch.empty_like(arrays["h0"])
-    if arrays["c0"] is not None:
-        arrays["c_n"] = torch.empty_like(arrays["c0"])
+    arrays |= {f"{state}_n": torch.empty_like(arrays[f"{state}0"]) for state in states}
     call = replace(call, sizes=[T, rows, T * rows, *widths, D], arrays=arrays)
-    return fresh(call, ("saved", "hidden", "c_steps"))
+    return fresh(call, ("saved", "hidden", *map(steps_of, states[1:])))
 
 
 def changed(what: str, one: Call, other: Call) -> list[str]:
@@ -115,23 +103,23 @@ def changed(what: str, one: Call, other: Call) -> list[str]:
 def wrong(case: Case, calls: list[Call], exact: dict[str, Tensor]) -> list[str]:
     complaints = [
         f"{name} is not whole"
-        for name, found in ((name, calls[0].arrays[name]) for name in ("saved", "hidden") if name in calls[0].results)
-        if not case.special and found.isnan().any()
+        for name, ours in ((name, calls[0].arrays[name]) for name in ("saved", "hidden") if name in calls[0].results)
+        if not case.special and ours.isnan().any()
     ]
-    for name, found in ((name, call.arrays[name]) for call in calls for name in call.results if name in exact):
+    for name, ours in ((name, call.arrays[name]) for call in calls for name in call.results if name in exact):
         if case.is_rounded_once:
-            if not is_rounded_right(found, exact[name], case.H == case.I == 1 and not name.startswith("dw")):
+            if not is_rounded_right(ours, exact[name], case.H == case.I == 1 and not name.startswith("dw")):
                 complaints.append(f"{name} is not rounded right")
-        elif not distance(found, exact[name]) <= ALONE[case.dtype] * max(1, case.scale / 10):
-            complaints.append(f"{name} is off by {distance(found, exact[name]):.3g}")
+        elif not distance(ours, exact[name]) <= ALONE[case.dtype] * max(1, case.scale / 10):
+            complaints.append(f"{name} is off by {distance(ours, exact[name]):.3g}")
     return complaints
 
 
-def is_rounded_right(found: Tensor, exact: Tensor, product: bool) -> bool:
+def is_rounded_right(ours: Tensor, exact: Tensor, product: bool) -> bool:
     """Of a product, which has no error before it is rounded, or of a sum of some."""
     slack = 0.0 if product or not exact.numel() else ROUNDED * exact.nan_to_num(0, 0, 0).abs().max()
-    low, high = (exact - slack).to(found.dtype), (exact + slack).to(found.dtype)
-    return bool(((low <= found) & (found <= high) | (found.isnan() & exact.isnan())).all())
+    low, high = (exact - slack).to(ours.dtype), (exact + slack).to(ours.dtype)
+    return bool(((low <= ours) & (ours <= high) | (ours.isnan() & exact.isnan())).all())
 
 
 def run(case: Case, kernels: Kernels) -> list[str]:
@@ -152,10 +140,9 @@ def check(case: Case, kernels: Kernels) -> list[str]:
         what = f"with {threads} threads"
         complaints += changed(what, kernels.run(fresh(forward), threads, seed), forward)
         complaints += changed(what, kernels.run(fresh(backward), threads, seed), backward)
-    less = kernels.run(fresh(forward, ("c_steps", "saved", "hidden")))
+    less = kernels.run(fresh(forward, ("saved", "hidden", *map(steps_of, states_of(case.mode)[1:]))))
     complaints += changed("without gradients", less, forward)
     weights = [name for name in backward.results if name[-1].isdigit() and name[:2] in ("dw", "db")]
-    weights = [name for name in weights if name not in ("dh0", "dc0")]
     for unwanted in (["dx", *weights[::2]], weights[1::2], weights):
         if unwanted != backward.results:
             complaints += changed(f"without {unwanted}", kernels.run(fresh(backward, tuple(unwanted)), 2), backward)
@@ -164,8 +151,8 @@ def check(case: Case, kernels: Kernels) -> list[str]:
     rows = case.N // 2
     if case.batch == "padded" and rows * case.T >= 12:
         part = kernels.run(some_rows(prepared.forward, rows))
-        own = {name: forward.arrays[name][:, :rows].contiguous() for name in part.results}
-        complaints += changed("of fewer rows", part, replace(forward, arrays=own))
+        expected = {name: forward.arrays[name][:, :rows].contiguous() for name in part.results}
+        complaints += changed("of fewer rows", part, replace(forward, arrays=expected))
     if "kept" in case.batch and not torch.equal(forward.arrays["h_n"], forward.arrays["h0"]):
         complaints.append("h_n is not the very h0")
     return complaints

@@ -31,8 +31,7 @@ typedef uint16_t Rounded __attribute__((vector_size(8)));
 #define FUSEDRNN_ISA dot_products
 #define FUSEDRNN_VECTOR_BYTES 16
 #define FUSEDRNN_DOT_PRODUCTS
-#include "cpu/backward.h"
-#include "cpu/forward.h"
+#include "instantiate.h"
 
 namespace fusedrnn::dot_products {
 INSTANTIATE(bfloat16)

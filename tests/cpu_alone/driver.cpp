@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "../cuda_on_cpu/arrays.h"
+#include "../test_cells.h"
 #include "kernels.h"
 
 using namespace fusedrnn;
@@ -26,46 +27,45 @@ namespace {
 thread_local std::string error_text;
 uint64_t pauses_seed = 0;
 
-template <class T>
-void run(CellKind cell, bool backward, const Shape& shape, const Arrays& arrays,
-         void (*scan_forward)(CellKind, const ScanParams<T>&),
-         void (*scan_backward)(CellKind, const ScanParams<T>&, const ScanGrads<T>&)) {
+// Runs the kernels of driver_of(cell); false if Cells has none of this name.
+template <class T, class Cells, class F>
+bool run(const char* cell, bool backward, const Shape& shape, const Arrays& arrays, F&& driver_of) {
   const ScanParams<T> params = params_of<T>(shape, arrays);
-  if (backward)
-    scan_backward(cell, params, grads_of<T>(arrays));
-  else
-    scan_forward(cell, params);
+  return with_cell(Cells{}, cell, [&](auto kind) {
+    const CpuDriver<T> driver = driver_of(kind);
+    backward ? driver.backward(params, grads_of<T>(arrays)) : driver.forward(params);
+  });
 }
 
 }  // namespace
 
-const char* run_layer(int cell, int type, int, const char* tier, int backward, const int64_t* sizes, int count,
+const char* run_layer(const char* cell, int type, int, const char* tier, int backward, const int64_t* sizes, int count,
                       const char* const* names, void* const* data) {
   const std::string isa = tier;
   const Arrays arrays(count, names, data);
   const Shape shape = shape_of(sizes);
-  const auto kind = static_cast<CellKind>(cell);
+  bool done = false;
   try {
     if (isa == "wide" && type == 0)
-      run<float>(kind, backward, shape, arrays, wide::scan_forward<float>, wide::scan_backward<float>);
+      done = run<float, AllCells>(cell, backward, shape, arrays,
+                                  [](auto kind) { return wide::driver<decltype(kind), float>(); });
     else if (isa == "wide" && type == 2)
-      run<bfloat16>(kind, backward, shape, arrays, wide::scan_forward<bfloat16>, wide::scan_backward<bfloat16>);
+      done = run<bfloat16, BuiltInCells>(cell, backward, shape, arrays,
+                                         [](auto kind) { return wide::driver<decltype(kind), bfloat16>(); });
     else if (isa == "narrow" && type == 1)
-      run<double>(kind, backward, shape, arrays, narrow_vectors::scan_forward<double>,
-                  narrow_vectors::scan_backward<double>);
+      done = run<double, AllCells>(cell, backward, shape, arrays,
+                                   [](auto kind) { return narrow_vectors::driver<decltype(kind), double>(); });
     else if (isa == "narrow" && type == 3)
-      run<float16>(kind, backward, shape, arrays, narrow_vectors::scan_forward<float16>,
-                   narrow_vectors::scan_backward<float16>);
+      done = run<float16, BuiltInCells>(cell, backward, shape, arrays,
+                                        [](auto kind) { return narrow_vectors::driver<decltype(kind), float16>(); });
     else if (isa == "dot-products" && type == 2)
-      run<bfloat16>(kind, backward, shape, arrays, dot_products::scan_forward<bfloat16>,
-                    dot_products::scan_backward<bfloat16>);
-    else
-      return "not compiled";
+      done = run<bfloat16, BuiltInCells>(cell, backward, shape, arrays,
+                                         [](auto kind) { return dot_products::driver<decltype(kind), bfloat16>(); });
   } catch (const std::exception& error) {
     error_text = error.what();
     return error_text.c_str();
   }
-  return nullptr;
+  return done ? nullptr : "not compiled";
 }
 
 // Of -n threads that are asked for one does not come. With a seed, a thread pauses by chance where it comes by a mutant

@@ -3,18 +3,12 @@
 
 #include "cpu/isa.h"
 
-#define DECLARE(isa)                                                                         \
-  namespace fusedrnn::isa {                                                                  \
-  template <class T>                                                                         \
-  void scan_forward(CellKind cell, const ScanParams<T>& params);                             \
-  template <class T>                                                                         \
-  void scan_backward(CellKind cell, const ScanParams<T>& params, const ScanGrads<T>& grads); \
+#define DECLARE(isa)             \
+  namespace fusedrnn::isa {      \
+  template <class Cell, class T> \
+  CpuDriver<T> driver();         \
   }
 DECLARE(wide)
 DECLARE(narrow_vectors)
 DECLARE(dot_products)
 #undef DECLARE
-
-#define INSTANTIATE(T)                                           \
-  template void scan_forward<T>(CellKind, const ScanParams<T>&); \
-  template void scan_backward<T>(CellKind, const ScanParams<T>&, const ScanGrads<T>&);

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import torch
-from cuda_on_cpu.layer import CELLS, TYPES, Call
+from cuda_on_cpu.layer import TYPES, Call
 from torch import Tensor
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -57,13 +57,12 @@ class Kernels:
     def run(self, call: Call, threads: int = 1, seed: int = 0) -> Call:
         """Fills in the results of a call. Of -n threads that are asked for one does not come."""
         self.library.set_schedule(threads, ctypes.c_uint64(seed))
-        present = {name: t for name, t in call.arrays.items() if t is not None}
         made = {id(call.arrays[name]) for name in call.results}
-        fenced = {id(t): Fenced(t, id(t) not in made) for t in present.values()}
-        arrays = {name: fenced[id(t)] for name, t in present.items()}
+        fenced = {id(t): Fenced(t, id(t) not in made) for t in call.arrays.values()}
+        arrays = {name: fenced[id(t)] for name, t in call.arrays.items()}
         count = len(arrays)
         error = self.library.run_layer(
-            CELLS.index(call.mode),
+            call.mode.encode(),
             TYPES.index(call.dtype),
             0,
             call.tier.encode(),

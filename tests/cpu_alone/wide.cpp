@@ -5,10 +5,10 @@
 #endif
 #define FUSEDRNN_ISA wide
 #define FUSEDRNN_VECTOR_BYTES 32
-#include "cpu/backward.h"
-#include "cpu/forward.h"
+#include "instantiate.h"
 
 namespace fusedrnn::wide {
 INSTANTIATE(float)
+INSTANTIATE_TEST_CELLS(float)
 INSTANTIATE(bfloat16)
 }  // namespace fusedrnn::wide

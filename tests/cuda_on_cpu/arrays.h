@@ -1,5 +1,6 @@
-// The structs of csrc/scan.h, of arrays that come by the names they have there; those of a direction's weights with its
-// number behind: w_hh0, w_hh1, and their gradients as dw_hh0. What is not given is null.
+// The structs of csrc/scan.h, of arrays that come by name. Those of a direction's weights have its number behind:
+// w_hh0, w_hh1. Those of state i have kStateNames[i] in their names: h0, h_n, reset_h, zone_h or share_h, and c_steps;
+// h_steps are y. Gradients are named dw_hh0, dh0, dreset_h, dy. What is not given is null.
 #pragma once
 
 #include <string>
@@ -7,6 +8,8 @@
 #include "scan.h"
 
 namespace fusedrnn {
+
+constexpr const char* kStateNames[kMaxStates] = {"h", "c", "s2", "s3"};
 
 class Arrays {
  public:
@@ -29,12 +32,18 @@ inline Shape shape_of(const int64_t* sizes) {
   return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], static_cast<int>(sizes[6])};
 }
 
-inline Zone zone_of(const std::string& state, const Arrays& arrays) {
-  Zone zone{};
+inline std::string steps_name(int state) { return state ? std::string(kStateNames[state]) + "_steps" : "y"; }
+
+template <class T>
+State<T> state_of(int i, const Arrays& arrays) {
+  const std::string name = kStateNames[i];
+  State<T> s{};
   const double* share;
-  arrays.get("zone_" + state, zone.keeps), arrays.get("share_" + state, share);
-  if (share) zone.share = *share;
-  return zone;
+  arrays.get(name + "0", s.initial), arrays.get("reset_" + name, s.reset);
+  arrays.get("zone_" + name, s.zone.keeps), arrays.get("share_" + name, share);
+  if (share) s.zone.fraction = *share;
+  arrays.get(steps_name(i), s.steps), arrays.get(name + "_n", s.last);
+  return s;
 }
 
 template <class T>
@@ -52,29 +61,29 @@ ScanParams<T> params_of(const Shape& shape, const Arrays& arrays) {
     arrays.get("w_hr" + number, p.weights[d].w_hr);
   }
   arrays.get("x", p.x), arrays.get("gates_x", p.gates_x);
-  arrays.get("h0", p.h0), arrays.get("c0", p.c0);
-  arrays.get("reset_h", p.reset_h), arrays.get("reset_c", p.reset_c);
   arrays.get("h_mask", p.h_mask);
-  p.zone_h = zone_of("h", arrays), p.zone_c = zone_of("c", arrays);
-  arrays.get("y", p.y), arrays.get("c_steps", p.c_steps), arrays.get("saved", p.saved);
-  arrays.get("hidden", p.hidden), arrays.get("h_n", p.h_n), arrays.get("c_n", p.c_n);
+  for (int i = 0; i < kMaxStates; ++i) p.states[i] = state_of<T>(i, arrays);
+  arrays.get("saved", p.saved), arrays.get("hidden", p.hidden);
   return p;
 }
 
 template <class T>
 ScanGrads<T> grads_of(const Arrays& arrays) {
   ScanGrads<T> g{};
-  arrays.get("dy", g.dy), arrays.get("dh_n", g.dh_n), arrays.get("dc_n", g.dc_n), arrays.get("dc_steps", g.dc_steps);
+  for (int i = 0; i < kMaxStates; ++i) {
+    const std::string name = kStateNames[i];
+    StateGrads<T>& s = g.states[i];
+    arrays.get("d" + steps_name(i), s.steps), arrays.get("d" + name + "_n", s.last);
+    arrays.get("d" + name + "0", s.initial), arrays.get("dreset_" + name, s.reset);
+  }
+  arrays.get("dx", g.dx);
   arrays.get("dgates", g.steps.dgates), arrays.get("h_prev", g.steps.h_prev);
   arrays.get("dh_steps", g.steps.dh_steps);
-  arrays.get("dh0", g.dh0), arrays.get("dc0", g.dc0);
-  arrays.get("dreset_h", g.dreset_h), arrays.get("dreset_c", g.dreset_c);
-  arrays.get("dx", g.dx);
   for (int d = 0; d < 2; ++d) {
     std::string number = std::to_string(d);
-    arrays.get("dw_ih" + number, g.sums[d].w_ih), arrays.get("db_ih" + number, g.sums[d].b_ih);
-    arrays.get("dw_hh" + number, g.sums[d].w_hh), arrays.get("db_hh" + number, g.sums[d].b_hh);
-    arrays.get("dw_hr" + number, g.sums[d].w_hr);
+    arrays.get("dw_ih" + number, g.weights[d].w_ih), arrays.get("db_ih" + number, g.weights[d].b_ih);
+    arrays.get("dw_hh" + number, g.weights[d].w_hh), arrays.get("db_hh" + number, g.weights[d].b_hh);
+    arrays.get("dw_hr" + number, g.weights[d].w_hr);
   }
   return g;
 }

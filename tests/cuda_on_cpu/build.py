@@ -49,7 +49,8 @@ def run(command: list[str]) -> None:
 
 def compile(source: Path, flags: list[str], csrc: Path) -> Path:
     """Returns the object file of a source, made for exactly this text, these headers and these flags."""
-    command = [*CXX, *COMMON, *flags, "-I", str(HERE), "-I", str(csrc), "-x", "c++", str(source)]
+    # quote: csrc/time.h must not take the place of the system's
+    command = [*CXX, *COMMON, *flags, "-I", str(HERE), "-iquote", str(csrc), "-x", "c++", str(source)]
     text = subprocess.run([*command, "-E"], capture_output=True, text=True)
     if text.returncode:
         raise RuntimeError(text.stderr)
@@ -102,4 +103,5 @@ def link(name: str, objects: list[str], mode: str) -> Path:
 def kernels(name: str, others: tuple[Path, ...], mode: str, csrc: Path, types: tuple[str, ...]) -> Path:
     """Returns what :func:`build` makes of the kernels of these types."""
     sources = tuple(csrc / "cuda" / f"{one}.cu" for one in types)
+    sources += (HERE / "cells.cu",) * ("double" in types)
     return build(name, sources, others, mode, csrc, (f"-DDRIVER_TYPES={','.join(types)}",))

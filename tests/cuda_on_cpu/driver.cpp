@@ -1,4 +1,4 @@
-// The launchers of csrc/scan.h as C functions, for ctypes and replay.cpp.
+// The drivers of csrc/scan.h as C functions, for ctypes and replay.cpp.
 #include "driver.h"
 
 #include <cstdlib>
@@ -8,9 +8,9 @@
 #include <string>
 #include <type_traits>
 
+#include "../test_cells.h"
 #include "arrays.h"
 #include "cuda/plan.h"
-#include "dispatch.h"
 #include "emulator/emulator.h"
 #include "scan.h"
 
@@ -18,12 +18,14 @@ namespace {
 
 using namespace fusedrnn;
 
+constexpr int kNoKernels = -2;  // of this cell and type
+
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
 
-template <class T>
-int run(CellKind cell, bool tf32, const std::string& tier, bool backward, const Shape& shape, const Arrays& arrays,
+template <class Cell, class T>
+int run(bool tf32, const std::string& tier, bool backward, const Shape& shape, const Arrays& arrays,
         std::string* plan_text) {
   const emulator::Device all = emulator::config.device;
   std::unique_ptr<void, Free> scratch;
@@ -38,11 +40,11 @@ int run(CellKind cell, bool tf32, const std::string& tier, bool backward, const 
   const Device device{all.multiprocessors, all.shared_bytes, all.capability};
   Plan plan;
   const int error =
-      run_planned({backward, cell_sizes(cell), shape, sizeof(T)}, device, tier, &plan, [&](const Plan& p) {
+      run_planned({backward, traits_of<Cell>(), shape, sizeof(T)}, device, tier, &plan, [&](const Plan& p) {
         const CudaRun run{p, tf32, nullptr, allocate};
         emulator::config.device.shared_bytes = static_cast<int>(p.shared_bytes);  // more than was planned is refused
-        const int error = backward ? scan_backward_cuda(cell, params, grads_of<T>(arrays), run)
-                                   : scan_forward_cuda(cell, params, run);
+        const CudaDriver<T> driver = cuda_driver<Cell, T>();
+        const int error = backward ? driver.backward(params, grads_of<T>(arrays), run) : driver.forward(params, run);
         emulator::config.device = all;
         return error;
       });
@@ -55,7 +57,7 @@ int run(CellKind cell, bool tf32, const std::string& tier, bool backward, const 
 // Calls f with a value of the type of this number.
 template <class... T, class F>
 int with_type(int number, F&& f) {
-  int result = -1;
+  int result = kNoKernels;
   auto try_one = [&]<class E>(E value) {
     constexpr int kNumber = std::is_same_v<E, float>      ? 0
                             : std::is_same_v<E, double>   ? 1
@@ -74,16 +76,21 @@ thread_local std::string plan_text, error_text;
 
 }  // namespace
 
-const char* run_layer(int cell, int type, int tf32, const char* tier, int backward, const int64_t* sizes, int count,
-                      const char* const* names, void* const* data) {
+const char* run_layer(const char* cell, int type, int tf32, const char* tier, int backward, const int64_t* sizes,
+                      int count, const char* const* names, void* const* data) {
   Arrays arrays(count, names, data);
   Shape shape = shape_of(sizes);
-  auto kind = static_cast<CellKind>(cell);
   emulator::clear_report();
   int error = 0;
   try {
-    error = with_type<DRIVER_TYPES>(
-        type, [&](auto value) { return run<decltype(value)>(kind, tf32, tier, backward, shape, arrays, &plan_text); });
+    error = with_type<DRIVER_TYPES>(type, [&](auto value) {
+      using T = decltype(value);
+      using Cells = std::conditional_t<std::is_same_v<T, double>, AllCells, BuiltInCells>;
+      int result = kNoKernels;
+      with_cell(Cells{}, cell,
+                [&](auto kind) { result = run<decltype(kind), T>(tf32, tier, backward, shape, arrays, &plan_text); });
+      return result;
+    });
   } catch (const std::invalid_argument& refusal) {
     error_text = refusal.what();
     return error_text.c_str();
@@ -106,20 +113,20 @@ void set_device(int multiprocessors, int shared_bytes, int capability, int taken
   emulator::config.device = {multiprocessors, shared_bytes, capability, taken};
 }
 
-void cell_step(int cell, int backward, int64_t count, const double* const* in, double* const* state,
+void cell_step(const char* cell, int backward, int64_t count, const double* const* in, double* const* state,
                double* const* out) {
-  visit(static_cast<CellKind>(cell), [&](auto type) {
-    using Cell = decltype(type);
+  with_cell(AllCells{}, cell, [&](auto kind) {
+    using Cell = decltype(kind);
+    constexpr int G = Cell::kGates, S = Cell::kStates, A = Cell::kSaved, Q = Cell::kGrads;
     for (int64_t i = 0; i < count; ++i) {
-      double a[Cell::kSaved > Cell::kGates ? Cell::kSaved : Cell::kGates], b[Cell::kGates > 2 ? Cell::kGates : 2];
-      double s[2] = {}, o[Cell::kSaved > Cell::kGrads ? Cell::kSaved : Cell::kGrads];
-      const int first = backward ? Cell::kSaved : Cell::kGates, second = backward ? Cell::kStates : Cell::kGates;
+      double a[A > G ? A : G], b[G > S ? G : S], s[S], o[A > Q ? A : Q];
+      const int first = backward ? A : G, second = backward ? S : G;
       for (int k = 0; k < first; ++k) a[k] = in[k][i];
       for (int k = 0; k < second; ++k) b[k] = in[first + k][i];
-      for (int k = 0; k < Cell::kStates; ++k) s[k] = state[k][i];
+      for (int k = 0; k < S; ++k) s[k] = state[k][i];
       backward ? Cell::backward(a, b, s, o) : Cell::forward(a, b, s, o);
-      for (int k = 0; k < Cell::kStates; ++k) state[k][i] = s[k];
-      for (int k = 0; k < (backward ? Cell::kGrads : Cell::kSaved); ++k) out[k][i] = o[k];
+      for (int k = 0; k < S; ++k) state[k][i] = s[k];
+      for (int k = 0; k < (backward ? Q : A); ++k) out[k][i] = o[k];
     }
   });
 }

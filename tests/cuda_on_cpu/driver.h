@@ -1,5 +1,5 @@
-// What Python and replay.cpp call. Numbers: cells as in CellKind; types float, double, bfloat16, float16; sizes T, N,
-// R, I, H, P, D; policies as in emulator::Policy.
+// What Python and replay.cpp call. Cells come by name. Numbers: types float, double, bfloat16, float16; sizes T, N, R,
+// I, H, P, D; policies as in emulator::Policy.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 extern "C" {
 
 // Null, or what went wrong. A tier may be "": the plan's own choice.
-const char* run_layer(int cell, int type, int tf32, const char* tier, int backward, const int64_t* sizes, int count,
-                      const char* const* names, void* const* data);
+const char* run_layer(const char* cell, int type, int tf32, const char* tier, int backward, const int64_t* sizes,
+                      int count, const char* const* names, void* const* data);
 const char* last_plan();
 
 void set_schedule(int policy, uint64_t seed);
@@ -17,6 +17,6 @@ void set_device(int multiprocessors, int shared_bytes, int capability, int taken
 
 // One step of `count` units in double, by the arguments of csrc/cells.h: in is x, r (backward: saved, prev), one array
 // a plane; state is s (ds); out is saved (dgates).
-void cell_step(int cell, int backward, int64_t count, const double* const* in, double* const* state,
+void cell_step(const char* cell, int backward, int64_t count, const double* const* in, double* const* state,
                double* const* out);
 }

@@ -121,38 +121,15 @@ __forceinline__ T load_as(const void* p, EMULATOR_SITE) {
   if (reinterpret_cast<uintptr_t>(p) % alignof(T)) emulator::fail("load_as is misaligned", EMULATOR_HERE);
   return *static_cast<const T*>(p);
 }
-template <class T>
-__forceinline__ T load_constant(const T* p, EMULATOR_SITE) {
-  emulator::load_constant(p, sizeof *p, EMULATOR_HERE);
-  return *p;
-}
-
 // ---- flags: through __atomic, whose order ThreadSanitizer sees
 
 inline uint32_t load_acquire(const uint32_t* p, EMULATOR_SITE) {
   emulator::before_load(p, EMULATOR_HERE);
   return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
-template <class T>
-inline T load_relaxed(const T* p, EMULATOR_SITE) {
-  static_assert(std::is_same_v<T, uint32_t> || std::is_same_v<T, uint64_t>);
+inline uint32_t load_relaxed(const uint32_t* p, EMULATOR_SITE) {
   emulator::before_load(p, EMULATOR_HERE);
   return __atomic_load_n(p, __ATOMIC_RELAXED);
-}
-inline void store_release(uint32_t* p, uint32_t value) {
-  emulator::before_store();
-  __atomic_store_n(p, value, __ATOMIC_RELEASE);
-  emulator::after_store();
-}
-inline void store_relaxed(uint32_t* p, uint32_t value) {
-  emulator::before_store();
-  __atomic_store_n(p, value, __ATOMIC_RELAXED);
-  emulator::after_store();
-}
-inline void store_relaxed(uint64_t* p, uint64_t value) {
-  emulator::before_store();
-  __atomic_store_n(p, value, __ATOMIC_RELAXED);
-  emulator::after_store();
 }
 inline uint32_t fetch_add(uint32_t* p, uint32_t value, int order) {
   emulator::before_store();
@@ -196,39 +173,16 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMULATOR_SITE) {
   emulator::mma(emulator::Mma::kTf32, d, a, b, EMULATOR_HERE);
 }
-inline void mma_m8n8k4(double (&d)[2], double a, double b, EMULATOR_SITE) {
-  emulator::mma_double(d, a, b, EMULATOR_HERE);
-}
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, EMULATOR_SITE) {
-  emulator::ldmatrix(4, false, r, row, EMULATOR_HERE);
+  emulator::ldmatrix_x4(r, row, EMULATOR_HERE);
 }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, EMULATOR_SITE) {
-  emulator::ldmatrix(4, true, r, row, EMULATOR_HERE);
-}
-inline void ldmatrix_x2(uint32_t (&r)[2], const void* row, EMULATOR_SITE) {
-  emulator::ldmatrix(2, false, r, row, EMULATOR_HERE);
-}
-inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, EMULATOR_SITE) {
-  emulator::ldmatrix(2, true, r, row, EMULATOR_HERE);
-}
-
 // ---- barriers and clusters
 
-inline void bar_sync(int id, int threads, EMULATOR_SITE) { emulator::named_barrier(id, threads, true, EMULATOR_HERE); }
-inline void bar_arrive(int id, int threads, EMULATOR_SITE) {
-  emulator::named_barrier(id, threads, false, EMULATOR_HERE);
-}
 inline void grid_sync(EMULATOR_SITE) { emulator::grid_barrier(EMULATOR_HERE); }
 
-using emulator::cluster_rank;
-using emulator::cluster_size;
 using emulator::mbarrier_init_fence;
 inline void cluster_arrive(EMULATOR_SITE) { emulator::cluster_arrive(EMULATOR_HERE); }
 inline void cluster_wait(EMULATOR_SITE) { emulator::cluster_wait(EMULATOR_HERE); }
-template <class T>
-inline T* cluster_map(T* p, unsigned rank, EMULATOR_SITE) {
-  return static_cast<T*>(emulator::cluster_map(p, rank, EMULATOR_HERE));
-}
 inline void mbarrier_init(uint64_t* barrier, unsigned count, EMULATOR_SITE) {
   emulator::mbarrier_init(barrier, count, EMULATOR_HERE);
 }

@@ -1,4 +1,4 @@
-"""One recurrent layer on the emulated device, with the interface of the compiled extension."""
+"""One recurrent layer on the emulated device."""
 
 from __future__ import annotations
 
@@ -11,17 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusedrnn.kernels import _C, GATES
+from fusedrnn.backends.extension import _C, CellTraits, cell_traits
+from fusedrnn.inputs import WEIGHTS, ScanInputs
 
 POLICIES = ["round-robin", "reverse", "random", "priority"]
-CELLS = list(GATES)  # in the order of CellKind
+BUILT_IN = {name: cell_traits(name) for name in ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")}
+CELLS = BUILT_IN | {"THREE_STATES": CellTraits(3, 3, 3, 3), "FOUR_STATES": CellTraits(3, 4, 4, 4)}  # of test_cells.h
+STATES = ("h", "c", "s2", "s3")  # in the names of arrays: see arrays.h
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # arrays with a row for every step of every row: [D, R, ...] if true, else [R, D, ...]
 BY_ROWS = dict.fromkeys(("gates_x", "saved", "hidden", "dgates", "h_prev", "dh_steps"), True)
-BY_ROWS |= dict.fromkeys(("y", "c_steps", "dy", "dc_steps", "reset", "zone_h", "zone_c"), False)
+BY_ROWS |= {"reset": False, "y": False, "dy": False}
+BY_ROWS |= {name: False for s in STATES for name in (f"{s}_steps", f"d{s}_steps", f"zone_{s}") if name != "dh_steps"}
 FAR = 2**30 + 1  # rows
 MAP_NORESERVE = 0x4000  # of Linux
-PLANES = {"LSTM": 4, "GRU": 4, "RNN_TANH": 1, "RNN_RELU": 1}  # saved values, and gate gradients
+
+
+def states_of(mode: str) -> tuple[str, ...]:
+    return STATES[: CELLS[mode].states]
+
+
+def steps_of(state: str) -> str:
+    return "y" if state == "h" else f"{state}_steps"
 
 
 class EmulatorError(RuntimeError):
@@ -47,11 +58,10 @@ class Device:
 
     def run(self, call: Call) -> Call:
         """Fills in the results of a call."""
-        arrays = {name: t for name, t in call.arrays.items() if t is not None}
+        arrays, count = call.arrays, len(call.arrays)
         assert all(t.is_contiguous() for t in arrays.values())
-        count = len(arrays)
         error = self.library.run_layer(
-            CELLS.index(call.mode),
+            call.mode.encode(),
             TYPES.index(call.dtype),
             call.tf32,
             call.tier.encode(),
@@ -64,10 +74,9 @@ class Device:
         if error:
             raise EmulatorError(error.decode())
         call.plan = self.library.last_plan().decode()
-        if call.sizes[0] == 0 and not call.backward:  # no step, no kernel that would put the states down
-            for state in ("h", "c"):
-                if call.arrays[f"{state}_n"] is not None:
-                    call.arrays[f"{state}_n"].copy_(call.arrays[f"{state}0"])
+        if call.sizes[0] == 0 and not call.backward:  # no step, no kernel that would store the states
+            for state in states_of(call.mode):
+                call.arrays[f"{state}_n"].copy_(call.arrays[f"{state}0"])
         return call
 
     def cell_step(self, mode: str, backward: bool, given: list[Tensor], state: list[Tensor], planes: int):
@@ -75,13 +84,13 @@ class Device:
         given, state = [t.contiguous() for t in given], [t.clone() for t in state]
         out = [torch.empty_like(state[0]) for _ in range(planes)]
         pointers = [(ctypes.c_void_p * len(ts))(*(t.data_ptr() for t in ts)) for ts in (given, state, out)]
-        self.library.cell_step(CELLS.index(mode), backward, ctypes.c_int64(state[0].numel()), *pointers)
+        self.library.cell_step(mode.encode(), backward, ctypes.c_int64(state[0].numel()), *pointers)
         return state, out
 
 
 @dataclass
 class Call:
-    """One forward or backward pass: arrays by their names in csrc/scan.h, and the names of those it fills in."""
+    """One forward or backward pass: arrays by their names in arrays.h, and the names of those it fills in."""
 
     mode: str
     tier: str
@@ -89,7 +98,7 @@ class Call:
     backward: bool
     dtype: torch.dtype
     sizes: list[int]  # T, N, R, I, H, P, D
-    arrays: dict[str, Tensor | None]
+    arrays: dict[str, Tensor]
     results: list[str] = field(default_factory=list)
     gates_x: Tensor | None = None  # of a forward pass: what saved values came in the place of
     plan: str = ""
@@ -109,7 +118,7 @@ class Call:
         """
         T, N, _, *widths = self.sizes
         call = self.fresh()
-        arrays = {name: self._moved(name, t) for name, t in call.arrays.items() if t is not None}
+        arrays = {name: self._moved(name, t) for name, t in call.arrays.items()}
         if "saved" in self.results:
             arrays["saved"] = arrays["gates_x"]
         arrays["offsets"] = torch.arange(T + 1) * FAR
@@ -147,117 +156,98 @@ class Call:
     def write(self, path: Path) -> None:
         """For replay.cpp."""
         call = self.fresh()
-        cell, dtype = CELLS.index(call.mode), TYPES.index(call.dtype)
-        numbers = [cell, dtype, int(call.tf32), int(call.backward), *call.sizes]
+        numbers = [TYPES.index(call.dtype), int(call.tf32), int(call.backward), *call.sizes]
         with open(path, "wb") as file:
-            file.write(" ".join([call.tier or "-", *map(str, numbers)]).encode() + b"\n")
+            file.write(" ".join([call.tier or "-", call.mode, *map(str, numbers)]).encode() + b"\n")
             for name, t in call.arrays.items():
-                if t is not None:
-                    data = t.flatten().view(torch.uint8).numpy().tobytes()
-                    file.write(f"{name} {len(data)}\n".encode() + data)
+                data = t.flatten().view(torch.uint8).numpy().tobytes()
+                file.write(f"{name} {len(data)}\n".encode() + data)
 
 
-def inputs(mode: str, args: tuple, weights: list[Tensor]) -> tuple[list[int], dict[str, Tensor | None]]:
-    """Sizes and arrays of a call, from the arguments that the compiled extension gets."""
-    x, h0, c0, batch_sizes, lengths, reset, reset_h, reset_c, h_mask, zone_h, zone_c = args
-    D, N, P = h0.shape
-    H = weights[0].size(0) // GATES[mode]
-    steps = [N] * x.size(0) if batch_sizes is None else batch_sizes.tolist()
-    arrays = {"x": x, "h0": h0, "c0": c0, "reset_h": reset_h, "reset_c": reset_c, "lengths": lengths, "reset": reset}
-    arrays |= {"h_mask": h_mask, "offsets": F.pad(torch.tensor(steps, dtype=torch.int64).cumsum(0), (1, 0))}
-    for state, zone in (("h", zone_h), ("c", zone_c)):
-        if zone is not None:
-            arrays["zone_" + state if zone.dim() else "share_" + state] = zone
-    count = len(weights) // D
-    for d in range(D):
-        w = weights[d * count : (d + 1) * count]
-        arrays |= {f"w_ih{d}": w[0], f"w_hh{d}": w[1]}
-        arrays |= {f"b_ih{d}": w[2] if count >= 4 else None, f"b_hh{d}": w[3] if count >= 4 else None}
-        arrays[f"w_hr{d}"] = w[-1] if count % 2 else None
-    arrays = {name: None if t is None else t.detach().contiguous() for name, t in arrays.items()}
+def scan_inputs(mode: str, given: dict[str, Tensor]) -> ScanInputs:
+    """What the package calls a layer of these arrays."""
+    states, directions = states_of(mode), range(given["h0"].size(0))
+    weights = {kind: [given[f"{kind}{d}"] for d in directions if f"{kind}{d}" in given] for kind in WEIGHTS}
+    resets = [given[f"reset_{state}"] for state in states if f"reset_{state}" in given]
+    options = {name: given.get(name) for name in ("batch_sizes", "lengths", "reset", "h_mask")}
+    zones = [given.get(f"zone_{state}", given.get(f"share_{state}")) for state in states]
+    initial = [given[f"{state}0"] for state in states]
+    return ScanInputs(given["x"], initial, **weights, reset_states=resets, **options, zones=zones)
+
+
+def inputs(mode: str, given: dict[str, Tensor]) -> tuple[list[int], dict[str, Tensor]]:
+    """Sizes and arrays of a call, from those of a case, which has batch_sizes in place of offsets."""
+    x, (D, N, P) = given["x"], given["h0"].shape
+    H = given["w_hh0"].size(0) // CELLS[mode].gates
+    steps = given["batch_sizes"].tolist() if "batch_sizes" in given else [N] * x.size(0)
+    arrays = {name: t.detach().contiguous() for name, t in given.items() if name != "batch_sizes"}
+    arrays["offsets"] = F.pad(torch.tensor(steps, dtype=torch.int64).cumsum(0), (1, 0))
     return [len(steps), N, sum(steps), x.size(-1), H, P, D], arrays
 
 
-class Extension:
-    """Stands in for ``fusedrnn._C``. Keeps its calls, so that they can be made again under other schedules."""
+def outputs(mode: str, x: Tensor, sizes: list[int], every_step: bool = True) -> dict[str, Tensor]:
+    """Arrays for the results of a forward pass but for what it saves, full of NaN."""
+    _, N, _, _, H, P, D = sizes
+    results = {}
+    for state in states_of(mode):
+        width = P if state == "h" else H
+        if every_step or state == "h":
+            results[steps_of(state)] = x.new_full((*x.shape[:-1], D * width), torch.nan)
+        results[f"{state}_n"] = x.new_full((D, N, width), torch.nan)
+    return results
 
-    def __init__(self, device: Device, tier: str = "", tf32: bool = False):
-        self.device, self.tier, self.tf32 = device, tier, tf32
+
+class Layer:
+    """Does what csrc/torch/cuda.cpp does. Keeps its calls, so that they can be made again under other schedules."""
+
+    def __init__(self, device: Device, mode: str, given: dict[str, Tensor], tier: str = "", tf32: bool = False):
+        self.device, self.mode, self.tier, self.tf32 = device, mode, tier, tf32
+        self.given = {name: t.detach() for name, t in given.items()}
         self.calls: list[Call] = []
 
-    def _call(self, backward, mode, args, weights, **given: Tensor | None) -> Call:
-        sizes, arrays = inputs(mode, args, weights)
-        del arrays["x"]  # it is projected before
-        for d in range(sizes[-1]):
-            del arrays[f"w_ih{d}"], arrays[f"b_ih{d}"]
-        if args[3] is None:  # rows are where one expects them
-            del arrays["offsets"]
-        given = {name: None if t is None else t.detach().contiguous() for name, t in given.items()}
-        return Call(mode, self.tier, self.tf32, backward, args[0].dtype, sizes, given | arrays)
-
-    def _run(self, call: Call, results: dict[str, Tensor | None]) -> list[Tensor | None]:
-        call.arrays |= results
-        call.results = [name for name, t in results.items() if t is not None]
+    def _run(self, backward: bool, given: dict[str, Tensor], results: dict[str, Tensor]) -> Call:
+        sizes, arrays = inputs(self.mode, self.given)
+        # x is projected before; of a padded batch, rows are where one expects them
+        absent = {"x"} if "batch_sizes" in self.given else {"x", "offsets"}
+        arrays = {name: t for name, t in arrays.items() if name not in absent and name[:-1] not in ("w_ih", "b_ih")}
+        arrays |= {name: t.detach().contiguous() for name, t in given.items()}
+        dtype, names = self.given["x"].dtype, list(results)
+        call = Call(self.mode, self.tier, self.tf32, backward, dtype, sizes, arrays | results, names)
+        if not backward:
+            call.gates_x = arrays["gates_x"].clone()
         self.calls.append(self.device.run(call))
-        return list(results.values())
+        return call
 
-    def scan_forward(self, mode, training, c_sequence, args, weights):
-        x = args[0]
-        call = self._call(False, mode, args, weights)
-        T, N, R, I, H, P, D = call.sizes
-        lstm, sequence = call.arrays["c0"] is not None, x.shape[:-1]
-        planes = PLANES[mode] if training else GATES[mode]
+    def forward(self, training: bool = True) -> Call:
+        x, (sizes, arrays) = self.given["x"].detach(), inputs(self.mode, self.given)
+        _, _, R, I, H, _, D = sizes
+        gates = CELLS[self.mode].gates
+        planes = CELLS[self.mode].saved if training else gates
         gates_x = x.new_full((D, R, planes * H), torch.nan)
-        count = len(weights) // D
         for d in range(D):
-            w_ih, b_ih = weights[d * count], weights[d * count + 2] if count >= 4 else None
-            gates_x[d, :, : GATES[mode] * H] = F.linear(x.detach().reshape(R, I), w_ih, b_ih).detach()
-        call.gates_x, call.arrays["gates_x"] = gates_x.clone(), gates_x
+            gates_x[d, :, : gates * H] = F.linear(x.reshape(R, I), arrays[f"w_ih{d}"], arrays.get(f"b_ih{d}"))
+        results = outputs(self.mode, x, sizes, training)
+        if training:
+            results["saved"] = gates_x.view(D, R, planes, H)
+            if "w_hr0" in arrays:
+                results["hidden"] = x.new_full((D, R, H), torch.nan)
+        return self._run(False, {"gates_x": gates_x}, results)
 
-        def empty(*size, wanted=True):
-            return x.new_full(size, torch.nan) if wanted else None
-
-        return self._run(
-            call,
-            {
-                "y": empty(*sequence, D * P),
-                "h_n": empty(D, N, P),
-                "c_n": empty(D, N, H, wanted=lstm),
-                "c_steps": empty(*sequence, D * H, wanted=lstm and (training or c_sequence)),
-                "saved": gates_x.view(D, R, planes, H) if training else None,
-                "hidden": empty(D, R, H, wanted=training and H != P),
-            },
-        )
-
-    def scan_backward(self, mode, args, weights, outputs, grads, wanted):
-        x, h0 = args[:2]
-        y, _, _, hidden = outputs
-        given = dict(zip(("y", "c_steps", "saved"), outputs, strict=False))
-        given |= zip(("dy", "dh_n", "dc_n", "dc_steps"), grads, strict=True)
-        call = self._call(True, mode, args, weights, **given)
-        T, N, R, I, H, P, D = call.sizes
-
-        def empty(*size):
-            return x.new_full(size, torch.nan)
-
-        def like(name):
-            return None if call.arrays[name] is None else torch.full_like(call.arrays[name], torch.nan)
-
-        shifted = all(
-            call.arrays.get(name) is None for name in ("offsets", "lengths", "reset", "h_mask")
-        )  # as in bindings.cpp
-        *of_steps, dh0, dc0, dreset_h, dreset_c = self._run(
-            call,
-            {
-                "dgates": empty(D, R, PLANES[mode], H),
-                "h_prev": None if shifted else empty(D, R, P),
-                "dh_steps": empty(D, R, P) if H != P else None,
-                "dh0": like("h0"),
-                "dc0": like("c0"),
-                "dreset_h": like("reset_h"),
-                "dreset_c": like("reset_c"),
-            },
-        )
-        sums = _C.sum_over_steps(x, h0, y, weights, hidden, [wanted[0], *wanted[5:]], *of_steps)
-        states = [t if want else None for t, want in zip((dh0, dc0, dreset_h, dreset_c), wanted[1:5], strict=True)]
-        return [sums[0], *states, *sums[1:]]
+    def backward(self, forward: Call, grads: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The gradients of all that the layer was given."""
+        x, given, (_, _, R, _, H, P, D) = self.given["x"], self.given, forward.sizes
+        kept = {name: forward.arrays[name] for name in ("saved", *map(steps_of, states_of(self.mode)))}
+        results = {"dgates": x.new_full((D, R, CELLS[self.mode].grads, H), torch.nan)}
+        if any(name in given for name in ("batch_sizes", "lengths", "reset", "h_mask")):  # else y, shifted, will do
+            results["h_prev"] = x.new_full((D, R, P), torch.nan)
+        if "w_hr0" in given:
+            results["dh_steps"] = x.new_full((D, R, P), torch.nan)
+        of_states = [name for s in states_of(self.mode) for name in (f"{s}0", f"reset_{s}") if name in given]
+        results |= {f"d{name}": torch.full_like(given[name], torch.nan) for name in of_states}
+        made = self._run(True, kept | grads, results).arrays
+        of_steps = [made["dgates"], made.get("h_prev"), made.get("dh_steps")]
+        y, hidden = forward.arrays["y"], forward.arrays.get("hidden")
+        sums = _C.sum_over_steps(scan_inputs(self.mode, given), y, hidden, *of_steps)
+        names = ["x", *(f"{kind}{d}" for kind in WEIGHTS for d in range(D) if f"{kind}{d}" in given)]
+        sums = zip(names, sums, strict=True)
+        return {f"d{name}": made[f"d{name}"] for name in of_states} | {f"d{name}": t for name, t in sums}

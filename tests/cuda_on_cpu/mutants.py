@@ -45,13 +45,13 @@ PATTERNS = [
     (r"\bcommon\.panel\[([01])\](?=[,;)])", "common.panel[1 ^ {1}]", "the other buffer"),
     (r"launch\.cooperative = .*;", "launch.cooperative = false;", "not cooperative"),
     (r"\b(n|j|k|unit|in_plane) < ([\w.]*rows|width|plane_depth)\b", "{1} <= {2}", "one more"),
-    (r"\b(n|i) >= (s\.rows|meeting\.pairs\(\))", "{1} > {2}", "one more"),
+    (r"\b(n|i) >= (s\.rows|partial\.pairs\(\))", "{1} > {2}", "one more"),
     (r"\bgroup < tiling\.groups\b", "group <= tiling.groups", "one more"),
     (r"\b[ip] < (?!counter_count)[^;]+(?=; [ip] \+= )", "{0} - 1", "one less"),
     (r"\bleft < Memory::kChunk\b", "false", "a whole chunk"),
-    (r"\bt >= 0\b", "true", "a step before the first"),
-    (r"\bt < p\.shape\.steps\b", "t <= p.shape.steps", "one more"),
-    (r"\bt < p\.batch\.lengths\[n\]", "t <= p.batch.lengths[n]", "one more"),
+    (r"\bt < 0\b", "false", "a step before the first"),
+    (r"\bt >= p\.shape\.steps\b", "t > p.shape.steps", "one more"),
+    (r"\bs\.t < p\.batch\.lengths\[n\]", "s.t <= p.batch.lengths[n]", "one more"),
     (r"\bthere(?= &&)", "true", "rows of the next step"),
     (r"\b(tile|plane) \* s\.hidden\b", "({1} ^ 1) * s.hidden", "another gate"),
     (r"\bQ - 1\b", "G - 1", "another gate"),
@@ -63,19 +63,22 @@ PATTERNS = [
     (r"(?<=, )[gkq](?=, j\)\])", "0", "another gate"),
     (r"\bd(?= \? a\.p\.weights)", "0", "another direction"),
     (r"(?<=unit \+= ).*(?=;)", "0", "units of the first block"),
-    (r"walk\.alive\(s, n\)", "true", "a frozen row lives"),
-    (r"walk\.next_alive\(s, n\)", "true", "a frozen row lives"),
-    (r"walk\.next_alive\(s, n\)", "false", "a row ends"),
+    (r"it\.alive\(s, n\)", "true", "a frozen row lives"),
+    (r"it\.alive\(s\.next, n\)", "true", "a frozen row lives"),
+    (r"it\.alive\(s\.next, n\)", "false", "a row ends"),
     (r"\balive(?= \? )", "true", "a frozen row lives"),
-    (r"\breset(?= \? )", "decltype(reset)(nullptr)", "reset to zeros"),
-    (r"\*carry = 0;", ";", "a gradient gets past a reset"),
-    (r"sum_at_resets\[own\] \+= .*;", ";", "no gradient of a reset state"),
-    (r"walk\.masked\(n, [jk], ((?:[^()]|\([^()]*\))*)\)", "{1}", "h is not masked"),
-    (r"(?<!S )(?<!\S)\S+ = zone_out\(.*\);", ";", "no zoneout"),
-    (r"\bin\.keeps_[hc]\b", "!{0}", "zoneout of other units"),
-    (r"\bzone\.share == 1\b", "false", "a state that is kept is rounded"),
-    (r"(?<== )lead_past\(.*\)(?=;)", "{0} * 0", "a gradient does not get past the cell"),
-    (r"walk\.cut\((?:[^()]|\([^()]*\))*\)", "!{0}", "resets of other rows"),
+    (r"\bstate\.reset(?= \? )", "decltype({0})(nullptr)", "reset to zeros"),
+    (r"\*ds = 0;", ";", "a gradient gets past a reset"),
+    (r"dreset\[at\] \+= .*;", ";", "no gradient of a reset state"),
+    (r"(?:(?<=states\[)|(?<=carry\[)|(?<=dresets\[))i(?=\](?!\.(?:initial|reset) \?))", "0", "another state"),
+    (r"\bCell::kReadsH \|\| a\.g\.steps\.h_prev", "bool(a.g.steps.h_prev)", "h is not loaded"),
+    (r"\bCell::kReadsH \|\| a\.g\.steps\.h_prev", "Cell::kReadsH", "h is not loaded"),
+    (r"it\.masked\(n, [jk], ((?:[^()]|\([^()]*\))*)\)", "{1}", "h is not masked"),
+    (r"\bp\.states\[i\]\.zone(?=\) state)|\bzone(?=\) past)|\bstate\.zone(?= \?)", "Zone{{}}", "no zoneout"),
+    (r"\bin\.keeps(?:\[i\])?(?!\w)", "!{0}", "zoneout of other units"),
+    (r"\bV\(1\) <= fraction\b", "false", "a state that is kept is rounded"),
+    (r"(?<== )zoneout_bypass\(.*\)(?=;)", "{0} * 0", "a gradient does not get past the cell"),
+    (r"it\.reset_between\((?:[^()]|\([^()]*\))*\)", "!{0}", "resets of other rows"),
     (r"device::to_tf32\(x\)", "device::load_as<uint32_t>(&x)", "cut off, not rounded"),
     (r"device::widen\(device::narrow<T>\((state\[0\]|sum\[0\])\)\)", "{1}", "the state is not rounded"),
     (r"\blane / (4|16)\b", "lane / (2 * {1})", "another lane's place"),
@@ -94,19 +97,19 @@ PATTERNS = [
     (r"\bheld\[h\](?=,)", "held[0]", "another piece's weights"),
     (r"(?<=if \()k < depth(?=\) Math|\) \{)", "k <= depth", "one more"),
     (r"(?<== )warp % parts", "0", "another warp's part"),
-    (r"\bhas_group(?=\) meeting)", "true", "one more"),
+    (r"\bhas_group(?=\) partial)", "true", "one more"),
     (r"(?<=return )\(.*(?:packed_rows|shape\.directions).*(?=;)", "static_cast<int32_t>({0})", "32 bits"),
-    (r"(?<=\[)\(walk\.d \* .*(?=\] = )", "static_cast<int32_t>({0})", "32 bits"),
-    (r"\bs\.(?:next_)?first \+ n(?=\])", "static_cast<int32_t>({0})", "32 bits"),
+    (r"(?<=\[)\(it\.d \* .*(?=\] = )", "static_cast<int32_t>({0})", "32 bits"),
+    (r"\bs\.first \+ n(?=\])", "static_cast<int32_t>({0})", "32 bits"),
     (r"\bcounters\[i\] = 0;", ";", "counters are not cleared"),
-    (r"a\.dreset_[hc]\[i\] = 0;", ";", "sums are not cleared"),
+    (r"\bsums\[i\] = 0;", ";", "sums are not cleared"),
 ]
 
 # Mutants that nothing can tell from the kernels: a part of their description, and why.
 EQUIVALENT = [
     (
-        "a row ends: if (!walk.next_alive(s, n)) last[own] = ",
-        "each step puts the state down, then, and the last one that does is the last one",
+        "a row ends: if (!it.alive(s.next, n)) state.last[at] = ",
+        "each step stores the state, then, and the last one that does is the last one",
     ),
     (
         "no barrier: if (tier == Tier::kCluster) sync_cluster();",
@@ -134,6 +137,7 @@ CASES = [
     for dtype in ("bfloat16", "float32")
     for batch, P in (("lengths reset shares far", 19), ("packed reset masks", 9))
 ]
+CASES.append(cases.Case("LSTM", "stepwise", "float32", "reset", absent="dh_n dc_steps"))
 CASES.append(cases.Case("LSTM", "block", "bfloat16", "lengths", T=5, N=3, H=120))  # more weights than registers hold
 
 
@@ -141,12 +145,13 @@ def record(case: cases.Case, device: layer.Device) -> list[layer.Call]:
     if case.N >= 20 or case.H >= 100:  # ThreadSanitizer takes 1 MB a CUDA thread
         return []
     device.resize(case.multiprocessors)
-    return cases.make_calls(case, device, case.arguments())[0].calls
+    return cases.make_calls(case, device)[0]
 
 
 SUITE = Suite(
     name="csrc/cuda",
-    patterns=dict.fromkeys(("cuda/[!d]*.cuh", "cuda/d[!e]*.cuh"), PATTERNS),  # the emulator has its own device*.cuh
+    # the emulator has its own device*.cuh
+    patterns=dict.fromkeys(("timeline.h", "cuda/[!d]*.cuh", "cuda/d[!e]*.cuh"), PATTERNS),
     equivalent=EQUIVALENT,
     cases=CASES,
     library=lambda csrc: cases.library(csrc, TYPES),

@@ -13,8 +13,8 @@ namespace {
 
 const char* replay(const char* path) {
   std::ifstream file(path, std::ios::binary);
-  std::string tier;
-  int cell, type, tf32, backward;
+  std::string tier, cell;
+  int type, tf32, backward;
   int64_t sizes[7];
   file >> tier >> cell >> type >> tf32 >> backward;
   for (int64_t& size : sizes) file >> size;
@@ -31,8 +31,8 @@ const char* replay(const char* path) {
   std::vector<const char*> pointers;
   for (const std::string& n : names) pointers.push_back(n.c_str());
   if (tier == "-") tier.clear();
-  const char* error =
-      run_layer(cell, type, tf32, tier.c_str(), backward, sizes, int(names.size()), pointers.data(), data.data());
+  const char* error = run_layer(cell.c_str(), type, tf32, tier.c_str(), backward, sizes, int(names.size()),
+                                pointers.data(), data.data());
   for (void* array : data) std::free(array);
   return error;
 }

@@ -48,24 +48,11 @@ int live_threads(const Cluster& cluster) {
 
 void block_barrier(Site site) {
   Block& block = *machine.running->block;
-  Barrier& barrier = block.barriers[0];
+  Barrier& barrier = block.barrier;
   if (barrier.arrived && !same(barrier.site, site))
     fail("divergent __syncthreads: others of the block wait at " + place(barrier.site) + ", this one came", site);
   all_are_here(block.live, block.threads, "__syncthreads", site);
   join(barrier, block.threads, true, "in __syncthreads", site);
-}
-
-void named_barrier(int id, int threads, bool wait_for_others, Site site) {
-  if (id < 1 || id > 15) fail("there is no named barrier " + std::to_string(id), site);
-  Block& block = *machine.running->block;
-  if (threads < 32 || threads % 32 || threads > block.threads)
-    fail("a named barrier cannot have " + std::to_string(threads) + " threads", site);
-  Barrier& barrier = block.barriers[id];
-  if (barrier.arrived && barrier.expected != threads)
-    fail("named barrier " + std::to_string(id) + " has " + std::to_string(barrier.expected) + " threads at " +
-             place(barrier.site) + " and " + std::to_string(threads),
-         site);
-  join(barrier, threads, wait_for_others, "in a named barrier", site);
 }
 
 void grid_barrier(Site site) {
@@ -107,7 +94,7 @@ void leave_kernel() {
   Block& block = *self->block;
   if (!self->copies.empty()) fail("a thread ends with asynchronous copies on their way", self->site);
   if (self->in_cluster_barrier) fail("a thread ends between cluster_arrive and cluster_wait", self->site);
-  if (block.barriers[0].arrived) fail("a thread ends while others of its block wait", block.barriers[0].site);
+  if (block.barrier.arrived) fail("a thread ends while others of its block wait", block.barrier.site);
   if (--block.live == 0) {  // nobody may touch the shared memory of a block that has left
     unpoison(block.shared, block.shared_bytes);
     raw_fill(block.shared, 0xff, block.shared_bytes);

@@ -122,11 +122,9 @@ struct Site {
 void before_load(const void* p, Site site);
 void before_store();
 void after_store();
-void load_constant(const void* p, size_t bytes, Site site);  // checks at the end that nobody wrote there
 
 // ---- barriers
 void block_barrier(Site site);
-void named_barrier(int id, int threads, bool wait, Site site);
 void grid_barrier(Site site);
 void cluster_arrive(Site site);
 void cluster_wait(Site site);
@@ -142,8 +140,7 @@ uint64_t shuffle(Shuffle kind, uint32_t mask, uint64_t value, int lane, int widt
 
 enum class Mma { kFloat16, kBfloat16, kTf32 };
 void mma(Mma kind, float* d, const uint32_t* a, const uint32_t* b, Site site);
-void mma_double(double* d, double a, double b, Site site);
-void ldmatrix(int matrices, bool transposed, uint32_t* registers, const void* row, Site site);
+void ldmatrix_x4(uint32_t* registers, const void* row, Site site);
 
 // ---- memory
 unsigned char* shared_memory();
@@ -152,9 +149,6 @@ size_t red_zone(unsigned char* array,
 void copy_async(void* shared, const void* global, int bytes, bool valid, Site site);
 void copy_async_commit();
 void copy_async_wait(int groups);
-unsigned cluster_rank();
-unsigned cluster_size();
-void* cluster_map(void* p, unsigned rank, Site site);
 void store_async(void* shared, uint64_t* barrier, unsigned rank, const void* value, Site site);  // 16 bytes
 
 }  // namespace emulator

@@ -49,7 +49,7 @@ std::unique_ptr<Block> make_block(const Launch& launch, size_t number) {
   block->shared = block->memory.get() + (kSharedAlignment - begin % kSharedAlignment) % kSharedAlignment;
   poison(block->shared + block->shared_bytes, block->memory.get() + kSharedAlignment - block->shared);
   block->warps.resize(threads / 32);
-  for (Barrier& barrier : block->barriers) barrier.waiting.reserve(threads);
+  block->barrier.waiting.reserve(threads);
   return block;
 }
 
@@ -183,7 +183,6 @@ Error run(const Launch& launch, void (*body)(void*), void* args) {
   blockDim = launch.block;
   machine.failed = false;
   seed_random(config.seed);
-  forget_constants();
   size_t blocks = launch.grid.count(), wave = blocks;
   if (!launch.cooperative) {  // nothing promises that two blocks run at the same time, unless they are of one cluster
     size_t clusters = hostile() ? 1 + random_below(4) : config.device.multiprocessors / launch.cluster;
@@ -195,7 +194,6 @@ Error run(const Launch& launch, void (*body)(void*), void* args) {
     counts.threads += count * launch.block.count();
     set_up(launch, first, count);
     run_threads();
-    if (!machine.failed) check_constants();
     take_down();
   }
   if (config.watchdog_seconds > 0) set_watchdog(0);

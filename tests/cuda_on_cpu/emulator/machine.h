@@ -48,7 +48,7 @@ struct Block {
   std::unique_ptr<unsigned char[]> memory;
   unsigned char* shared;  // dynamic shared memory, in `memory`
   size_t shared_bytes;    // as launched, and with the red zones
-  Barrier barriers[16];   // 0 is __syncthreads
+  Barrier barrier;        // __syncthreads
   std::vector<WarpOperation> warps;
 };
 struct Cluster {
@@ -105,7 +105,5 @@ extern Machine machine;
 void enter_kernel();  // a thread's first act ...
 void leave_kernel();  // ... and its last
 void mbarrier_complete(uint64_t* barrier, int bytes);
-void forget_constants();
-void check_constants();  // at the end of a launch, on the host
 
 }  // namespace emulator

@@ -71,67 +71,30 @@ void copy_async_wait(int groups) {
 
 // ---- clusters
 
-unsigned cluster_rank() { return machine.running->block->rank; }
-unsigned cluster_size() { return machine.running->block->cluster->blocks.size(); }
+namespace {
 
-void* cluster_map(void* p, unsigned rank, Site site) {
+// Where p, in this block's shared memory, lies in that of block `rank` of the cluster.
+void* in_peer(void* p, unsigned rank, Site site) {
   const Block& block = *machine.running->block;
-  if (!in_shared_memory(p, 1)) fail("cluster_map of something that is not in shared memory", site);
-  if (rank >= cluster_size()) fail("there is no block " + std::to_string(rank) + " in the cluster", site);
+  if (!in_shared_memory(p, 1)) fail("an asynchronous store to what is not shared memory", site);
+  if (rank >= block.cluster->blocks.size()) fail("there is no block " + std::to_string(rank) + " in the cluster", site);
   const Block& peer = *block.cluster->blocks[rank];
   if (!peer.started) fail("the other block's shared memory is used before that block has started", site);
   if (peer.live == 0) fail("the other block's shared memory is used after that block has left", site);
   return peer.shared + (static_cast<unsigned char*>(p) - block.shared);
 }
 
+}  // namespace
+
 void store_async(void* shared, uint64_t* barrier, unsigned rank, const void* value, Site site) {
   Message message;
   if (!aligned(shared, sizeof message.bytes)) fail("an asynchronous store is misaligned", site);
-  message.to = static_cast<unsigned char*>(cluster_map(shared, rank, site));
-  message.barrier = static_cast<uint64_t*>(cluster_map(barrier, rank, site));
+  message.to = static_cast<unsigned char*>(in_peer(shared, rank, site));
+  message.barrier = static_cast<uint64_t*>(in_peer(barrier, rank, site));
   writes(message.to, sizeof message.bytes);
   release(message.barrier);
   raw_copy(message.bytes, static_cast<const unsigned char*>(value), sizeof message.bytes);
   machine.messages.push_back(message);
-}
-
-// ---- load_constant: a GPU may answer from a cache that does not see the writes of the running kernel
-
-namespace {
-
-struct Constant {
-  const unsigned char* p = nullptr;
-  size_t bytes;
-  unsigned char value[16];
-  Site site;
-};
-constexpr size_t kConstants = 1 << 14;  // a sample: a newer one takes the place of an older
-Constant constants[kConstants];
-
-bool unchanged(const Constant& constant) { return !std::memcmp(constant.p, constant.value, constant.bytes); }
-constexpr const char* kChanged = "load_constant from memory that the same kernel writes";
-
-}  // namespace
-
-void load_constant(const void* p, size_t bytes, Site site) {
-  Constant& constant = constants[reinterpret_cast<uintptr_t>(p) / bytes * 0x9E3779B97F4A7C15u >> 50];
-  if (constant.p && !unchanged(constant)) fail(kChanged, constant.site);
-  constant.p = static_cast<const unsigned char*>(p);
-  constant.bytes = bytes;
-  constant.site = site;
-  raw_copy(constant.value, constant.p, bytes);
-}
-
-void forget_constants() {
-  for (Constant& constant : constants) constant.p = nullptr;
-}
-
-void check_constants() {
-  for (const Constant& constant : constants)
-    if (constant.p && !unchanged(constant) && !machine.failed) {
-      machine.failed = true;
-      machine.report = std::string(kChanged) + " at " + place(constant.site);
-    }
 }
 
 }  // namespace emulator

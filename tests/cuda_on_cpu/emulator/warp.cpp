@@ -108,24 +108,12 @@ void compute_mma(WarpOperation& warp) {
       static_cast<float*>(warp.out[lane])[v] += d[lane / 4 + 8 * (v / 2)][lane % 4 * 2 + v % 2];
 }
 
-struct MmaDoubleArgument {
-  double a, b;
-};
-
-void compute_mma_double(WarpOperation& warp) {
-  for (int lane = 0; lane < 32; ++lane)
-    for (int v = 0; v < 2; ++v)
-      for (int k = 0; k < 4; ++k) {
-        auto& row = *static_cast<const MmaDoubleArgument*>(warp.in[lane / 4 * 4 + k]);
-        auto& column = *static_cast<const MmaDoubleArgument*>(warp.in[(lane % 4 * 2 + v) * 4 + k]);
-        static_cast<double*>(warp.out[lane])[v] += row.a * column.b;
-      }
-}
-
 // ---- ldmatrix
 
-void count_bank_conflicts(const WarpOperation& warp, int matrices) {
-  for (int q = 0; q < matrices; ++q) {
+constexpr int kMatrices = 4;
+
+void count_bank_conflicts(const WarpOperation& warp) {
+  for (int q = 0; q < kMatrices; ++q) {
     unsigned groups = 0;  // of four banks, of which a row takes one
     for (int row = 8 * q; row < 8 * q + 8; ++row) groups |= 1u << (reinterpret_cast<uintptr_t>(warp.in[row]) / 16 % 8);
     ++counts.matrix_reads;
@@ -133,18 +121,12 @@ void count_bank_conflicts(const WarpOperation& warp, int matrices) {
   }
 }
 
-template <int kMatrices, bool kTransposed>
 void compute_ldmatrix(WarpOperation& warp) {
-  count_bank_conflicts(warp, kMatrices);
+  count_bank_conflicts(warp);
   for (int lane = 0; lane < 32; ++lane)
-    for (int q = 0; q < kMatrices; ++q) {
-      uint16_t pair[2];
-      for (int p = 0; p < 2; ++p) {
-        int row = kTransposed ? lane % 4 * 2 + p : lane / 4, column = kTransposed ? lane / 4 : lane % 4 * 2 + p;
-        std::memcpy(&pair[p], static_cast<const uint16_t*>(warp.in[8 * q + row]) + column, sizeof pair[p]);
-      }
-      static_cast<uint32_t*>(warp.out[lane])[q] = pair[0] | uint32_t{pair[1]} << 16;
-    }
+    for (int q = 0; q < kMatrices; ++q)
+      std::memcpy(static_cast<uint32_t*>(warp.out[lane]) + q,
+                  static_cast<const uint32_t*>(warp.in[8 * q + lane / 4]) + lane % 4, sizeof(uint32_t));
 }
 
 }  // namespace
@@ -168,24 +150,15 @@ void mma(Mma kind, float* d, const uint32_t* a, const uint32_t* b, Site site) {
     gather("mma_m16n8k16<float16>", kAllLanes, &argument, d, compute_mma<Mma::kFloat16>, false, site);
 }
 
-void mma_double(double* d, double a, double b, Site site) {
-  MmaDoubleArgument argument{a, b};
-  gather("mma_m8n8k4", kAllLanes, &argument, d, compute_mma_double, false, site);
-}
-
-void ldmatrix(int matrices, bool transposed, uint32_t* registers, const void* row, Site site) {
+void ldmatrix_x4(uint32_t* registers, const void* row, Site site) {
   constexpr size_t kRowBytes = 16;
-  if (int(machine.running->lane) < 8 * matrices) {
-    auto begin = static_cast<const unsigned char*>(row);
-    const Block& block = *machine.running->block;
-    if (reinterpret_cast<uintptr_t>(row) % kRowBytes) fail("a row of ldmatrix is misaligned", site);
-    if (begin < block.shared || begin + kRowBytes > block.shared + block.shared_bytes)
-      fail("a row of ldmatrix is not in this block's shared memory", site);
-    reads(row, kRowBytes);
-  }
-  auto compute = matrices == 4 ? (transposed ? compute_ldmatrix<4, true> : compute_ldmatrix<4, false>)
-                               : (transposed ? compute_ldmatrix<2, true> : compute_ldmatrix<2, false>);
-  gather("ldmatrix", kAllLanes, row, registers, compute, false, site);
+  auto begin = static_cast<const unsigned char*>(row);
+  const Block& block = *machine.running->block;
+  if (reinterpret_cast<uintptr_t>(row) % kRowBytes) fail("a row of ldmatrix is misaligned", site);
+  if (begin < block.shared || begin + kRowBytes > block.shared + block.shared_bytes)
+    fail("a row of ldmatrix is not in this block's shared memory", site);
+  reads(row, kRowBytes);
+  gather("ldmatrix", kAllLanes, row, registers, compute_ldmatrix, false, site);
 }
 
 }  // namespace emulator

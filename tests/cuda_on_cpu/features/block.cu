@@ -60,29 +60,6 @@ bool early_exit() {
   return true;
 }
 
-__global__ void producer_and_consumer(float* out, int items) {
-  float* s = Carver(shared_memory()).take<float>(64);
-  int lane = threadIdx.x % 32;
-  if (threadIdx.x < 32) {
-    for (int i = 0; i < items; ++i) {
-      if (i >= 2) bar_sync(3 + i % 2, 64);
-      s[i % 2 * 32 + lane] = float(i * 32 + lane);
-      bar_arrive(1 + i % 2, 64);
-    }
-  } else {
-    for (int i = 0; i < items; ++i) {
-      bar_sync(1 + i % 2, 64);
-      out[i * 32 + lane] = s[i % 2 * 32 + 31 - lane];
-      if (i + 2 < items) bar_arrive(3 + i % 2, 64);
-    }
-  }
-}
-bool named_barriers() {
-  Floats out(9 * 32);
-  launch({.grid = 1, .block = 64, .shared_bytes = 256}, &producer_and_consumer, out.data(), 9);
-  return equal(out, [](int i) { return i / 32 * 32 + 31 - i % 32; });
-}
-
 // ---- warps
 
 __global__ void shuffles(float* out) {
@@ -179,7 +156,6 @@ Features block_features() {
       {"warp_barrier_missing", warp_barrier<false>},
       {"divergent_barrier", divergent_barrier},
       {"early_exit", early_exit},
-      {"named_barriers", named_barriers},
       {"warp_shuffles", warp_shuffles},
       {"partial_warp", partial_warp},
       {"divergent_warp", divergent_warp},

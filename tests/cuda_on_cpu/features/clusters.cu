@@ -1,4 +1,4 @@
-// Blocks of a cluster: distributed shared memory, pushes that an mbarrier counts.
+// Blocks of a cluster: pushes into each other's shared memory, which an mbarrier counts.
 #include "features.h"
 
 using namespace fusedrnn;
@@ -6,24 +6,25 @@ using namespace fusedrnn::device;
 
 namespace {
 
-enum class Peers { kRight, kNotReady, kGone };
-
-template <Peers kPeers>
-__global__ void read_peer(float* out) {
+template <bool kReady>
+__global__ void push_once(float* out) {  // before the peer is known to have started, or when it may have left
   float* s = Carver(shared_memory()).take<float>(32);
-  s[threadIdx.x] = float(cluster_rank());
-  if (kPeers != Peers::kNotReady) cluster_arrive(), cluster_wait();
-  out[blockIdx.x * 32 + threadIdx.x] = cluster_map(s, cluster_rank() ^ 1)[threadIdx.x];
-  if (kPeers != Peers::kGone) cluster_arrive(), cluster_wait();
+  uint64_t* barrier = reinterpret_cast<uint64_t*>(s + 16);
+  if (kReady) cluster_arrive(), cluster_wait();
+  st_async16(s + threadIdx.x % 4 * 4, barrier, (blockIdx.x + 1) % 2, {});
+  out[blockIdx.x * 32 + threadIdx.x] = 0;
 }
-template <Peers kPeers>
-bool distributed_memory() {
-  Floats out(128);
-  launch({.grid = 4, .block = 32, .cluster = 2, .shared_bytes = 128}, &read_peer<kPeers>, out.data());
-  return equal(out, [](int i) { return i / 32 % 2 ? 0 : 1; });
+template <bool kReady>
+bool push_to_no_one() {
+  Floats out(64);
+  launch({.grid = 2, .block = 32, .cluster = 2, .shared_bytes = 128}, &push_once<kReady>, out.data());
+  return true;
 }
 
 enum class Push { kRight, kNoWait, kFewBytes, kNoFence, kOneBuffer, kTooFarAhead };
+
+template <Push kPush>
+constexpr unsigned kBlocks = kPush == Push::kTooFarAhead ? 4 : 2;  // of a cluster
 
 template <Push kPush>
 __global__ void push_around(float* out, int steps) {  // a ring: every step a block passes 32 values on, plus one
@@ -37,8 +38,8 @@ __global__ void push_around(float* out, int steps) {  // a ring: every step a bl
   }
   cluster_arrive();
   cluster_wait();
-  unsigned next = (cluster_rank() + 1) % cluster_size();
-  float4 value = {float(cluster_rank()), 0, 0, 0};
+  const unsigned rank = blockIdx.x % kBlocks<kPush>, next = (rank + 1) % kBlocks<kPush>;
+  float4 value = {float(rank), 0, 0, 0};
   for (int t = 0; t < steps; ++t) {
     int buffer = kPush == Push::kOneBuffer ? 0 : t % 2;
     if (threadIdx.x == 0) mbarrier_arrive_expect(&barriers[t % 2], kPush == Push::kFewBytes ? 112 : 128);
@@ -60,10 +61,10 @@ __global__ void push_around(float* out, int steps) {  // a ring: every step a bl
 // the two share a barrier, and its phase never ends.
 template <Push kPush>
 bool pushes() {
-  constexpr unsigned kBlocks = kPush == Push::kTooFarAhead ? 4 : 2;
+  constexpr unsigned kSize = kBlocks<kPush>;
   Floats out(8 * 32);
-  launch({.grid = 8, .block = 32, .cluster = kBlocks, .shared_bytes = 272}, &push_around<kPush>, out.data(), 6);
-  return equal(out, [](int i) { return i % 4 ? 0 : (i / 32 % kBlocks + 8 - 6) % kBlocks + 6; });
+  launch({.grid = 8, .block = 32, .cluster = kSize, .shared_bytes = 272}, &push_around<kPush>, out.data(), 6);
+  return equal(out, [](int i) { return i % 4 ? 0 : (i / 32 % kSize + 8 - 6) % kSize + 6; });
 }
 
 __global__ void nothing() {}
@@ -77,9 +78,8 @@ bool refuse_cluster_on_sm_80() {
 
 Features cluster_features() {
   return {
-      {"distributed_memory", distributed_memory<Peers::kRight>},
-      {"distributed_memory_before_start", distributed_memory<Peers::kNotReady>},
-      {"distributed_memory_after_exit", distributed_memory<Peers::kGone>},
+      {"pushes_before_start", push_to_no_one<false>},
+      {"pushes_after_exit", push_to_no_one<true>},
       {"pushes", pushes<Push::kRight>},
       {"pushes_without_wait", pushes<Push::kNoWait>},
       {"pushes_of_more_than_announced", pushes<Push::kFewBytes>},

@@ -68,18 +68,6 @@ bool plain_spin() {
   return true;
 }
 
-template <bool kWrites>
-__global__ void read_constants(float* data, float* out) {
-  out[threadIdx.x] = load_constant(data + threadIdx.x);
-  if (kWrites && threadIdx.x == 3) data[3] = -1;
-}
-template <bool kWrites>
-bool constants() {
-  Floats data(32, 5), out(32);
-  launch({.grid = 1, .block = 32}, &read_constants<kWrites>, data.data(), out.data());
-  return equal(out, [](int) { return 5; });
-}
-
 // ---- launches that are refused, and memory out of bounds
 
 __global__ void nothing() {}
@@ -121,8 +109,6 @@ Features grid_features() {
       {"grid_barrier", grid<true>},
       {"grid_barrier_without_cooperation", grid<false>},
       {"plain_spin", plain_spin},
-      {"constants", constants<false>},
-      {"constants_written", constants<true>},
       {"refuse_shared_memory", refuse_shared_memory},
       {"refuse_cooperative", refuse_cooperative},
       {"carved_too_much", carved_too_much},

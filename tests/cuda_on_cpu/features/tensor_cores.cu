@@ -17,29 +17,24 @@ bool is_product(const Floats& d, int rows, int K) {
 }
 
 template <class T>
-__global__ void multiply_16(float* d) {  // a through ldmatrix, b through ldmatrix of its transpose and of itself
+__global__ void multiply_16(float* d) {  // a through ldmatrix, b as two values at a time of its transpose
   Carver carver(shared_memory());
-  T *a = carver.take<T>(16 * 24), *b = carver.take<T>(16 * 8), *bt = carver.take<T>(8 * 24);
+  T *a = carver.take<T>(16 * 24), *bt = carver.take<T>(8 * 24);
   int lane = threadIdx.x;
   for (int i = lane; i < 16 * 16; i += 32) a[i / 16 * 24 + i % 16] = narrow<T>(a_value(i / 16, i % 16));
-  for (int i = lane; i < 16 * 8; i += 32) {
-    b[i] = narrow<T>(b_value(i / 8, i % 8));
-    bt[i % 8 * 24 + i / 8] = b[i];
-  }
+  for (int i = lane; i < 16 * 8; i += 32) bt[i % 8 * 24 + i / 8] = narrow<T>(b_value(i / 8, i % 8));
   __syncwarp();
-  uint32_t ra[4], rb[2], rbt[2];
+  uint32_t ra[4], rb[2];
   ldmatrix_x4(ra, a + lane % 16 * 24 + lane / 16 * 8);
-  ldmatrix_x2_trans(rb, b + lane % 16 * 8);
-  ldmatrix_x2(rbt, bt + lane % 8 * 24 + lane / 8 % 2 * 8);
+  for (int v = 0; v < 2; ++v) rb[v] = load_as<uint32_t>(bt + lane / 4 * 24 + lane % 4 * 2 + v * 8);
   float sum[4] = {};
   mma_m16n8k16<T>(sum, ra, rb);
-  bool same = rb[0] == rbt[0] && rb[1] == rbt[1];
-  for (int v = 0; v < 4; ++v) d[(lane / 4 + v / 2 * 8) * 8 + lane % 4 * 2 + v % 2] = same ? sum[v] : -1;
+  for (int v = 0; v < 4; ++v) d[(lane / 4 + v / 2 * 8) * 8 + lane % 4 * 2 + v % 2] = sum[v];
 }
 template <class T>
 bool mma_16() {
   Floats d(16 * 8);
-  launch({.grid = 1, .block = 32, .shared_bytes = 2 * (16 * 24 + 16 * 8 + 8 * 24)}, &multiply_16<T>, d.data());
+  launch({.grid = 1, .block = 32, .shared_bytes = 2 * (16 * 24 + 8 * 24)}, &multiply_16<T>, d.data());
   return is_product(d, 16, 16);
 }
 
@@ -56,18 +51,6 @@ bool mma_tf32() {
   Floats d(16 * 8);
   launch({.grid = 1, .block = 32}, &multiply_tf32, d.data());
   return is_product(d, 16, 8);
-}
-
-__global__ void multiply_double(float* d) {
-  int lane = threadIdx.x, g = lane / 4, i = lane % 4;
-  double sum[2] = {};
-  mma_m8n8k4(sum, a_value(g, i), b_value(i, g));
-  for (int v = 0; v < 2; ++v) d[g * 8 + i * 2 + v] = float(sum[v]);
-}
-bool mma_double() {
-  Floats d(8 * 8);
-  launch({.grid = 1, .block = 32}, &multiply_double, d.data());
-  return is_product(d, 8, 4);
 }
 
 template <int kStride>
@@ -94,7 +77,6 @@ Features tensor_core_features() {
       {"mma_bfloat16", mma_16<bfloat16>},
       {"mma_float16", mma_16<float16>},
       {"mma_tf32", mma_tf32},
-      {"mma_double", mma_double},
       {"matrix_without_conflicts", bank_conflicts<24>},
       {"matrix_with_conflicts", bank_conflicts<32>},
   };
