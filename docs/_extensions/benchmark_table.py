@@ -12,7 +12,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
-PEERS = {"fusedrnn": "fusedrnn", "torch": "torch.nn", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+NAMES = {"fusedrnn": "fusedrnn", "torch": "torch.nn", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 def cell(text: str, strong: bool = False) -> nodes.entry:
@@ -20,11 +20,11 @@ def cell(text: str, strong: bool = False) -> nodes.entry:
     return nodes.entry("", nodes.paragraph("", "", kind("", text)))
 
 
-def row(result: dict, peers: list[str]) -> nodes.row:
-    times = {who: c["ms"][1] for who, c in result["contenders"].items() if who in peers}
+def row(result: dict, contenders: list[str]) -> nodes.row:
+    times = {who: c["ms"][1] for who, c in result["contenders"].items() if who in contenders}
     best = min(times, key=times.get)
     cells = [cell(result["name"])]
-    cells += [cell(f"{times[who]:.3g}" if who in times else "", who == best) for who in peers]
+    cells += [cell(f"{times[who]:.3g}" if who in times else "", who == best) for who in contenders]
     return nodes.row("", *cells)
 
 
@@ -39,10 +39,10 @@ class BenchmarkTable(SphinxDirective):
         self.env.note_dependency(path)
         results = json.loads(Path(path).read_text())["results"]
         chosen = [r for r in results if (r["threads"], r["call"]) == (2, self.options["call"])]
-        peers = [who for who in PEERS if any(who in r["contenders"] for r in chosen)]
-        head = nodes.row("", *map(cell, ["shape", *(PEERS[who] for who in peers)]))
-        columns = [nodes.colspec(colwidth=3 if i == 0 else 1) for i in range(1 + len(peers))]
-        body = nodes.tbody("", *(row(r, peers) for r in chosen))
+        contenders = [who for who in NAMES if any(who in r["contenders"] for r in chosen)]
+        head = nodes.row("", *map(cell, ["shape", *(NAMES[who] for who in contenders)]))
+        columns = [nodes.colspec(colwidth=3 if i == 0 else 1) for i in range(1 + len(contenders))]
+        body = nodes.tbody("", *(row(r, contenders) for r in chosen))
         group = nodes.tgroup("", *columns, nodes.thead("", head), body, cols=len(columns))
         return [nodes.table("", group, classes=["benchmark"])]
 
