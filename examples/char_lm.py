@@ -1,303 +1,166 @@
 """A character language model on FusedLSTM: trains, generates, and races torch.nn.LSTM from the same weights.
 
-By default it reads the Python standard library's own sources. Ctrl-C saves everything; --resume goes on as if nothing
-had happened.
+By default it reads the sources of Python's standard library. Ctrl-C saves everything; --resume continues exactly there.
 
     python examples/char_lm.py
     python examples/char_lm.py --data my_novel.txt --steps 2000 --hidden 512
     python examples/char_lm.py --resume --prompt "class " --temperature 0.5
 """
 
-from __future__ import annotations
-
 import argparse
 import math
-import os
-import pickle
-import random
-import signal
 import statistics
 import sys
 import time
 import zlib
 from collections import Counter
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from experiment import interruptible, label, options, picture, read_text, resumable, save_checkpoint
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from fusedrnn import FusedLSTM
 
-UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-KEPT = ("data", "embedding", "hidden", "layers", "batch", "length", "rate", "seed", "compare")  # a run's own options
+RACE = 60  # steps that both models take, in turn
+KEPT = ("data", "embedding", "hidden", "layers", "batch", "length", "rate", "seed")  # options of a run that is resumed
 
 
-def options(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--data", default="", help="a text file, or a folder of them (default: the Python standard library)")
-    add("--steps", type=int, default=2400, help="training steps in all (default: %(default)s)")
-    add("--embedding", type=int, default=64, help="(default: %(default)s)")
-    add("--hidden", type=int, default=256, help="(default: %(default)s)")
-    add("--layers", type=int, default=2, help="(default: %(default)s)")
-    add("--batch", type=int, default=32, help="texts read side by side (default: %(default)s)")
-    add("--length", type=int, default=32, help="characters a step from each of them (default: %(default)s)")
-    add("--rate", type=float, default=8e-3, help="Adam's learning rate at its peak (default: %(default)s)")
-    add("--seed", type=int, default=0, help="(default: %(default)s)")
-    add("--compare", type=int, default=60, help="steps that torch.nn.LSTM takes as well (default: %(default)s)")
-    add("--out", type=Path, default=Path("runs/char_lm"), help="checkpoint and picture go here (default: %(default)s)")
-    add("--resume", action="store_true", help="go on with the checkpoint in --out; only --steps may change")
-    add("--prompt", default="def ", help="the generated sample begins with this (default: %(default)r)")
-    add("--temperature", type=float, default=0.7, help="0 always takes the likeliest character (default: %(default)s)")
-    add("--sample", type=int, default=400, help="characters to generate (default: %(default)s)")
-    args = parser.parse_args(argv)
-    for name in ("steps", "embedding", "hidden", "layers", "batch", "length"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.compare < 0:
-        parser.error(f"--compare must not be negative, got {args.compare}")
-    if not args.rate > 0:
-        parser.error(f"--rate must be above 0, got {args.rate}")
-    if args.temperature < 0:
-        parser.error(f"--temperature must not be negative, got {args.temperature}")
-    return args
-
-
-class Text:
-    """Characters as numbers: ``train`` and ``held_out``, and the way there and back."""
-
-    def __init__(self, data: str):
-        if data:
-            root = Path(data)
-            files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
-        else:
-            files = sorted(Path(os.__file__).parent.glob("*.py"))
-        random.Random(0).shuffle(files)  # else the held-out end of the text were all of one kind
-        try:
-            text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
-        except OSError as error:
-            sys.exit(f"char_lm: cannot read --data: {error}")
-        if not text.strip():
-            sys.exit(f"char_lm: there is no text in {data}")
-        common = [character for character, _ in Counter(text).most_common(255)]
-        self.alphabet = sorted({*common, UNKNOWN})
-        self.checksum = zlib.crc32(text.encode("utf-8", "replace"))
-        numbers = self.encode(text)
-        self.train, self.held_out = numbers.split([len(text) - len(text) // 20, len(text) // 20])
-
-    def encode(self, text: str) -> Tensor:
-        codes = torch.frombuffer(bytearray(text.encode("utf-32-le", "replace")), dtype=torch.int32)
-        known = torch.tensor([ord(character) for character in self.alphabet], dtype=torch.int32)
-        numbers = torch.searchsorted(known, codes).clamp_(max=len(known) - 1)
-        return numbers.where(known[numbers] == codes, self.alphabet.index(UNKNOWN))
-
-    def decode(self, numbers: list[int]) -> str:
-        return "".join(self.alphabet[number] for number in numbers)
+def parse(argv: list[str] | None) -> tuple:
+    """The options, and the checkpoint to continue from or None."""
+    sizes = {"embedding": (64, ""), "hidden": (256, ""), "layers": (2, ""), "batch": (32, "texts read side by side")}
+    sizes |= {"length": (32, "characters per step from each"), "rate": (8e-3, "Adam's learning rate at its peak")}
+    parser = options(__doc__, "runs/char_lm", steps=(2400, "training steps in all"), **sizes)
+    parser.add_argument("--data", default="", help="a text file or a folder of them (default: the standard library)")
+    parser.add_argument("--prompt", default="def ", help="beginning of the generated sample (default: %(default)r)")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0: the likeliest character (default: 0.7)")
+    parser.add_argument("--sample", type=int, default=400, help="characters to generate (default: %(default)s)")
+    return resumable(parser, argv)
 
 
 class CharModel(nn.Module):
-    def __init__(self, lstm: type[nn.Module], alphabet: int, embedding: int, hidden: int, layers: int):
+    def __init__(self, lstm: type[nn.Module], alphabet: int, args: argparse.Namespace):
         super().__init__()
-        self.embedding = nn.Embedding(alphabet, embedding)
-        self.lstm = lstm(embedding, hidden, layers)
-        self.linear = nn.Linear(hidden, alphabet)
-        for name, parameter in self.lstm.named_parameters():
-            gates = parameter.data.chunk(4)  # i, f, g, o
-            if name.startswith("bias"):
-                nn.init.zeros_(parameter)
-                nn.init.constant_(gates[1], float("bias_ih" in name))  # remember at first
-            for gate in gates if name.startswith("weight") else ():
-                (nn.init.orthogonal_ if "weight_hh" in name else nn.init.xavier_uniform_)(gate)
+        self.embedding, self.linear = nn.Embedding(alphabet, args.embedding), nn.Linear(args.hidden, alphabet)
+        self.lstm = lstm(args.embedding, args.hidden, args.layers)
+        for k in range(args.layers):
+            getattr(self.lstm, f"bias_ih_l{k}").data.chunk(4)[1].fill_(1.0)  # of the forget gate: remember at first
 
     def forward(self, characters: Tensor, state=None):
-        """characters [T, N] → logits of each one's successor [T, N, alphabet], and the state behind the last."""
+        """characters [T, N] → logits of each one's successor [T, N, alphabet], and the last state."""
         y, state = self.lstm(self.embedding(characters), state)
         return self.linear(y), state
 
 
-class Trainer:
-    """One model on its way through the text, with all that a checkpoint must hold."""
+def train_step(model: nn.Module, optimizer: torch.optim.Adam, past: dict, window: Tensor, rate: float) -> None:
+    """Truncated backpropagation: the state continues from window to window, the gradient does not."""
+    start, at = time.perf_counter(), len(past["bits"]) + 1
+    optimizer.param_groups[0]["lr"] = rate * min(at / 100, math.sqrt(100 / at))
+    logits, state = model(window[:-1], past["state"])
+    loss = F.cross_entropy(logits.flatten(0, 1), window[1:].flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    past["state"] = tuple(s.detach() for s in state)
+    past["bits"].append(loss.item() / math.log(2))
+    past["seconds"].append(time.perf_counter() - start)
 
-    def __init__(self, model: CharModel, args: argparse.Namespace):
-        self.model, self.args = model, args
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=args.rate)
-        self.state: tuple[Tensor, Tensor] | None = None
-        self.losses: list[float] = []  # bits per character, one a step
-        self.seconds: list[float] = []
 
-    def step(self, window: Tensor) -> None:
-        """Truncated backpropagation: the state goes on from window to window, the gradient does not."""
-        start = time.perf_counter()
-        at = len(self.losses) + 1
-        for group in self.optimizer.param_groups:  # up, then down, whatever --steps is: more may be added later
-            group["lr"] = self.args.rate * min(at / 100, math.sqrt(100 / at))
-        logits, state = self.model(window[:-1], self.state)
-        loss = F.cross_entropy(logits.flatten(0, 1), window[1:].flatten())
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.state = tuple(s.detach() for s in state)
-        self.losses.append(loss.item() / math.log(2))
-        self.seconds.append(time.perf_counter() - start)
-
-    def rate(self) -> float:
-        """Characters per second, of the median step; only those that both models took in turns count."""
-        return self.args.batch * self.args.length / statistics.median(self.seconds[: self.args.compare or None])
-
-    def state_dict(self) -> dict:
-        own = {name: getattr(self, name) for name in ("state", "losses", "seconds")}
-        return own | {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, saved: dict) -> None:
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.state, self.losses, self.seconds = saved["state"], saved["losses"], saved["seconds"]
+def train(runs: dict[str, tuple], rows: Tensor, args: argparse.Namespace, save) -> bool:
+    """False if it was interrupted; runs: model, optimizer and past of each LSTM."""
+    past = runs["FusedLSTM"][2]
+    with tqdm(total=args.steps, initial=len(past["bits"]), unit="step") as bar, interruptible() as interrupted:
+        while (step := len(past["bits"])) < args.steps and not interrupted:
+            t = step % ((len(rows) - 1) // args.length) * args.length
+            for model, optimizer, record in list(runs.values())[: 2 if step < RACE else 1][:: 1 if step % 2 else -1]:
+                record["state"] = record["state"] if t else None  # None at the beginning of the text
+                train_step(model, optimizer, record, rows[t : t + args.length + 1], args.rate)
+            bar.set_postfix_str(f"{past['bits'][-1]:.3f} bits")
+            bar.update()
+            if step % 100 == 99:
+                save()
+        save()
+    return not interrupted
 
 
 @torch.no_grad()
-def held_out_bits(model: CharModel, numbers: Tensor, batch: int, length: int) -> float:
-    """Bits per character on text that was never trained on (its first 200,000 characters)."""
-    streams = side_by_side(numbers[:200_000], batch)
+def held_out_bits(model: nn.Module, rows: Tensor, length: int) -> float:
+    """Bits per character on text that was never trained on."""
     total, state = 0.0, None
-    for t in range(0, len(streams) - 1, length):
-        window = streams[t : t + length + 1]
-        logits, state = model(window[:-1], state)
-        total += F.cross_entropy(logits.flatten(0, 1), window[1:].flatten(), reduction="sum").item()
-    return total / (len(streams) - 1) / batch / math.log(2)
-
-
-def side_by_side(numbers: Tensor, batch: int) -> Tensor:
-    """[characters] → [T, N]: N texts read in parallel."""
-    return numbers[: len(numbers) // batch * batch].view(batch, -1).t().contiguous()
+    for t in range(0, len(rows) - 1, length):
+        logits, state = model(rows[t : t + length + 1][:-1], state)
+        total += F.cross_entropy(logits.flatten(0, 1), rows[t + 1 : t + length + 1].flatten(), reduction="sum").item()
+    return total / rows[1:].numel() / math.log(2)
 
 
 @torch.no_grad()
-def generate(model: CharModel, text: Text, prompt: str, count: int, temperature: float) -> str:
-    logits, state = model(text.encode(prompt or "\n").unsqueeze(1))
-    numbers = []
+def generate(model: nn.Module, prompt: Tensor, count: int, temperature: float) -> list[int]:
+    (logits, state), numbers = model(prompt[:, None]), []
     for _ in range(count):
-        last = logits[-1, 0]
-        last[text.alphabet.index(UNKNOWN)] = -math.inf
-        if temperature == 0:
-            numbers.append(int(last.argmax()))
-        else:
-            numbers.append(int(torch.multinomial(torch.softmax(last / temperature, 0), 1)))
-        logits, state = model(torch.tensor([[numbers[-1]]]), state)
-    return prompt + text.decode(numbers)
+        last = logits[-1, 0, 1:] / max(temperature, 1e-6)  # never the character 0, which stands for unknown ones
+        numbers.append(1 + int(torch.multinomial(torch.softmax(last - last.max(), 0), 1)))
+        logits, state = model(torch.tensor([numbers[-1:]]), state)
+    return numbers
 
 
-def save(path: Path, args: argparse.Namespace, text: Text, trainers: dict[str, Trainer]) -> None:
-    """Writes beside the old checkpoint and then replaces it: there is a whole one at every moment."""
-    content = {name: getattr(args, name) for name in KEPT}
-    content["checksum"] = text.checksum
-    content |= {"trainers": {name: trainer.state_dict() for name, trainer in trainers.items()}}
-    torch.save(content, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
-
-
-def draw(path: Path, trainers: dict[str, Trainer], bits: float) -> None:
-    """The race of both models beside the whole training."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    race = min(len(trainer.losses) for trainer in trainers.values())
-    styles = ({"lw": 5, "alpha": 0.4}, {"lw": 1, "color": "black"})[: len(trainers)]
-    for (name, trainer), style in zip(trainers.items(), styles, strict=True):
-        label = f"{name}: {trainer.rate():,.0f} characters/s"
-        left.plot(range(1, race + 1), trainer.losses[:race], label=label, **style)
-    left.set(title="Same seed, same text")
-    left.legend()
-    whole = next(iter(trainers.values())).losses
-    right.plot(range(1, len(whole) + 1), whole, lw=0.7, label="FusedLSTM, training")
-    right.axhline(bits, color="gray", ls="--", label=f"in the end, held-out text: {bits:.3f}")
-    right.set(title="The whole training")
-    right.legend()
-    for axes in (left, right):
-        axes.set(xlabel="step", ylabel="bits per character")
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+def show(args: argparse.Namespace, ours: dict, theirs: dict, bits: float) -> None:
+    """Prints how the race of both ended, and draws it beside the whole training."""
+    both = len(theirs["bits"])
+    speeds = [args.batch * args.length / statistics.median(past["seconds"][:both]) for past in (ours, theirs)]
+    gap = max(abs(a - b) for a, b in zip(ours["bits"], theirs["bits"], strict=False))
+    print(f"held out: {bits:.4f} bits per character after {len(ours['bits'])} steps; {speeds[0]:,.0f} characters/s")
+    print(f"torch.nn.LSTM: {speeds[1]:,.0f} characters/s, 1 / {speeds[0] / speeds[1]:.2f} of that")
+    print(f"the losses of the {both} steps of both differ by at most {gap:.1e} bits")
+    with picture(args.out / "loss.png") as (left, right):
+        left.plot(ours["bits"][:both], lw=5, alpha=0.4, label=f"FusedLSTM: {speeds[0]:,.0f} characters/s")
+        left.plot(theirs["bits"], lw=1, color="black", label=f"torch.nn.LSTM: {speeds[1]:,.0f} characters/s")
+        right.plot(ours["bits"], lw=0.7, label="FusedLSTM, training")
+        right.axhline(bits, color="gray", ls="--", label=f"in the end, held-out text: {bits:.3f}")
+        for axes, title in (left, "The same weights and text"), (right, "The whole training"):
+            label(axes, title, "step", "bits per character")
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = options(argv)
-    checkpoint, saved = args.out / "checkpoint.pt", None
-    if args.resume:
-        if not checkpoint.exists():
-            sys.exit(f"char_lm: --resume, but there is no {checkpoint}")
-        try:
-            saved = torch.load(checkpoint)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            sys.exit(f"char_lm: cannot read {checkpoint}: {error}")
-        vars(args).update({name: saved[name] for name in KEPT})
-    text = Text(args.data)
-    if saved and saved["checksum"] != text.checksum:
-        sys.exit(f"char_lm: the text is not the one that {checkpoint} was trained on")
-    train = side_by_side(text.train, args.batch)
-    windows = (len(train) - 1) // args.length
-    if windows < 1 or len(text.held_out) < 2 * args.batch:
-        needed = max((args.length + 1) * args.batch * 20 // 19, 40 * args.batch) + 20
-        sys.exit(f"char_lm: the text is too short for --batch and --length: these need about {needed} characters")
-
+    args, saved = parse(argv)
+    text = read_text(args.data)
+    checksum = zlib.crc32(text.encode("utf-8", "replace"))
+    if saved and saved["checksum"] != checksum:
+        sys.exit(f"char_lm: {args.out} was trained on another text than {args.data or 'this standard library'}")
+    alphabet = ["\N{REPLACEMENT CHARACTER}", *sorted(c for c, _ in Counter(text).most_common(255))]
+    places = {character: number for number, character in enumerate(alphabet)}
+    numbers = torch.tensor([places.get(character, 0) for character in text])
+    parts = numbers[len(numbers) // 20 :], numbers[: len(numbers) // 20][:200_000]
+    rows, held_out = (p[: len(p) // args.batch * args.batch].view(args.batch, -1).t().contiguous() for p in parts)
+    if len(rows) <= args.length or len(held_out) < 2:
+        sys.exit(f"char_lm: {len(text)} characters are too few for --batch {args.batch} and --length {args.length}")
     torch.manual_seed(args.seed)
-    trainers = {}
-    for lstm in (FusedLSTM, nn.LSTM) if args.compare else (FusedLSTM,):
-        model = CharModel(lstm, len(text.alphabet), args.embedding, args.hidden, args.layers)
-        if trainers:
-            model.load_state_dict(trainers["FusedLSTM"].model.state_dict())
-        trainers["FusedLSTM" if lstm is FusedLSTM else "torch.nn.LSTM"] = Trainer(model, args)
-    if saved:
-        for name, trainer in trainers.items():
-            trainer.load_state_dict(saved["trainers"][name])
-    args.out.mkdir(parents=True, exist_ok=True)
-    fused = trainers["FusedLSTM"]
-    kinds = len(text.alphabet)
-    print(f"{len(text.train):,} characters to train on, {len(text.held_out):,} held out, of {kinds} kinds")
-    print(f"{sum(p.numel() for p in fused.model.parameters()):,} parameters, {torch.get_num_threads()} threads")
+    runs, first = {}, None
+    for name, lstm in {"FusedLSTM": FusedLSTM, "torch.nn.LSTM": nn.LSTM}.items():
+        model, past = CharModel(lstm, len(alphabet), args), {"state": None, "bits": [], "seconds": []}
+        first = first or model
+        runs[name] = model, torch.optim.Adam(model.parameters()), past
+        model.load_state_dict(saved["runs"][name]["model"] if saved else first.state_dict())
+        if saved:
+            runs[name][1].load_state_dict(saved["runs"][name]["optimizer"])
+            past.update(saved["runs"][name]["past"])
+    print(f"{rows.numel():,} characters to train on, {held_out.numel():,} held out, of {len(alphabet)} kinds")
+    print(f"{sum(p.numel() for p in first.parameters()):,} parameters, {torch.get_num_threads()} threads", flush=True)
 
-    if saved:
-        print(f"Going on after step {len(fused.losses)}, with the options of {checkpoint}")
+    def save() -> None:
+        states = {n: {"model": m.state_dict(), "optimizer": o.state_dict(), "past": p} for n, (m, o, p) in runs.items()}
+        kept = {name: getattr(args, name) for name in KEPT}
+        save_checkpoint(args.out / "checkpoint.pt", {"options": kept, "checksum": checksum, "runs": states})
 
-    interrupted = []
-    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.append(signal.signal(signal.SIGINT, previous)))
-    with tqdm(total=args.steps, initial=len(fused.losses), unit="step") as bar:
-        while len(fused.losses) < args.steps and not interrupted:
-            step = len(fused.losses)
-            t = step % windows * args.length
-            if t == 0:
-                for trainer in trainers.values():
-                    trainer.state = None  # from the top of the text
-            for trainer in list(trainers.values())[:: 1 if step % 2 else -1]:  # neither always goes first
-                if trainer is fused or step < args.compare:
-                    trainer.step(train[t : t + args.length + 1])
-            bar.set_postfix_str(f"{fused.losses[-1]:.3f} bits")
-            bar.update()
-            if step % 100 == 99:
-                save(checkpoint, args, text, trainers)
-    save(checkpoint, args, text, trainers)
-    signal.signal(signal.SIGINT, previous)
-    if interrupted:
-        print(f"Interrupted after step {len(fused.losses)}; all is in {checkpoint}. To go on, add --resume")
+    ours, theirs = (past for _, _, past in runs.values())
+    if not train(runs, rows, args, save):
+        print(f"Interrupted after step {len(ours['bits'])}. To go on: --resume --out {args.out}")
         return 130
-
-    bits = held_out_bits(fused.model, text.held_out, args.batch, args.length)
-    print(f"\n{generate(fused.model, text, args.prompt, args.sample, args.temperature)}\n")
-    print(f"held out: {bits:.4f} bits per character after {len(fused.losses)} steps")
-    for name, trainer in trainers.items():
-        print(f"{name}: {trainer.rate():,.0f} characters per second")
-    if args.compare:
-        theirs = trainers["torch.nn.LSTM"]
-        both = len(theirs.losses)  # rounding differences grow with every step, as in any training
-        gap = max(abs(a - b) for a, b in zip(fused.losses[:both], theirs.losses, strict=True))
-        ratio = fused.rate() / theirs.rate()
-        print(f"{ratio:.2f} times as fast; the losses of the {both} steps of both differ by at most {gap:.1e} bits")
-    draw(args.out / "loss.png", trainers, bits)
-    print(f"Loss curves: {args.out / 'loss.png'}   Checkpoint: {checkpoint}")
+    prompt = torch.tensor([places.get(character, 0) for character in args.prompt or "\n"])
+    sample = generate(first, prompt, args.sample, args.temperature)
+    print(f"\n{args.prompt}{''.join(alphabet[n] for n in sample)}\n")
+    show(args, ours, theirs, held_out_bits(first, held_out, args.length))
     return 0
 
 

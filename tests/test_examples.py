@@ -46,7 +46,7 @@ def test_char_lm_learns_what_torch_learns(text, tmp_path, capsys):
     said = capsys.readouterr().out
     gap = re.search(r"the losses of the 60 steps of both differ by at most (\S+) bits", said)[1]
     assert float(gap) < 1e-3
-    losses = torch.load(tmp_path / "checkpoint.pt")["trainers"]["FusedLSTM"]["losses"]
+    losses = torch.load(tmp_path / "checkpoint.pt")["runs"]["FusedLSTM"]["past"]["bits"]
     assert sum(losses[-5:]) < sum(losses[:5]) - 3
     assert is_picture(tmp_path / "loss.png")
 
@@ -79,12 +79,31 @@ def test_char_lm_stopped_by_ctrl_c_and_resumed_is_char_lm_uninterrupted(text, tm
     assert module.main(arguments) == 0
     whole = capsys.readouterr().out
     ours, theirs = (torch.load(tmp_path / out / "checkpoint.pt") for out in ("stopped", "whole"))
-    for name, trainer in theirs["trainers"].items():
-        other = ours["trainers"][name]
-        assert other.pop("seconds") != trainer.pop("seconds")
-        torch.testing.assert_close(other, trainer, rtol=0, atol=0)
+    assert set(ours["runs"]) == set(theirs["runs"]) == {"FusedLSTM", "torch.nn.LSTM"}
+    for name, one in theirs["runs"].items():
+        other = ours["runs"][name]
+        assert other["past"].pop("seconds") != one["past"].pop("seconds")
+        torch.testing.assert_close(other, one, rtol=0, atol=0)
     samples = [re.search(r"\n\n(def .{20})\n\nheld out: ", said, re.S)[1] for said in (resumed, whole)]
     assert samples[0] == samples[1]
+
+
+def test_char_lm_never_writes_over_a_checkpoint(text, tmp_path, capsys):
+    module = load("char_lm")
+    command = ["--data", text, *TINY_LM, "--out", str(tmp_path / "run")]
+    assert module.main(command) == 0
+    first = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    for number in (2, 3):
+        assert module.main(command) == 0
+        assert f"this run goes to {tmp_path / f'run-{number}'}" in capsys.readouterr().out
+        assert (tmp_path / f"run-{number}" / "checkpoint.pt").exists()
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == first
+
+    for option, value, saved in ("--hidden", "64", "16"), ("--hidden", "256", "16"), ("--rate", "0.1", "0.008"):
+        with pytest.raises(SystemExit, match="2"):
+            module.main(["--resume", "--out", str(tmp_path / "run"), option, value])
+        assert re.search(rf"--resume with {option} {value}, but .* has {option[2:]} {saved}", capsys.readouterr().err)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == first
 
 
 @pytest.mark.slow
@@ -193,9 +212,9 @@ def test_attention_never_looks_behind_the_end():
 @pytest.mark.parametrize(
     ("name", "arguments", "reason"),
     [
-        ("char_lm", ["--hidden", "0"], "--hidden must be at least 1, got 0"),
+        ("char_lm", ["--hidden", "0"], "--hidden: must be at least 1, got 0"),
         ("char_lm", ["--data", "no/such/file"], "cannot read --data"),
-        ("char_lm", ["--resume", "--out", "no/such/folder"], "there is no no/such/folder/checkpoint.pt"),
+        ("char_lm", ["--resume", "--out", "no/such/folder"], "--resume cannot read no/such/folder/checkpoint.pt"),
         ("classify", ["--dropout", "1"], "--dropout must be from 0 to below 1"),
         ("classify", ["--csv", "no/such.csv"], "cannot read no/such.csv"),
         ("recurrent_rl", ["--parts", "64"], "--parts must be at most --mazes"),
