@@ -3,17 +3,18 @@
 import pytest
 import torch
 
-from fusedrnn import kernels
+from fusedrnn.backends import extension
 
 WHY_NO_CUDA = None
 if not torch.cuda.is_available():
     WHY_NO_CUDA = "no GPU is in sight"
-elif not getattr(kernels._C, "cuda_version", None):
+elif not getattr(extension._C, "cuda_version", None):
     WHY_NO_CUDA = "the extension has no CUDA part"
 
 
 def pytest_addoption(parser):
     parser.addoption("--random-cases", type=int, default=100, help="how many calls with options at random are tried")
+    parser.addoption("--float-step", type=int, default=2011, help="every which float32 tanh and sigmoid are tried with")
 
 
 @pytest.fixture(autouse=True)

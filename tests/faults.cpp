@@ -1,4 +1,5 @@
-// Preloaded into a process by tests: an allocation of the extension that fails, and a thread that loses its core.
+// Preloaded into a process by tests: an allocation of the extension that fails, a thread that loses its core, and a
+// block of memory that takes long to free.
 #include <errno.h>
 #include <link.h>
 #include <signal.h>
@@ -11,6 +12,7 @@
 
 extern "C" void* __libc_malloc(size_t bytes);
 extern "C" void* __libc_memalign(size_t alignment, size_t bytes);
+extern "C" void __libc_free(void* place);
 
 namespace {
 
@@ -37,6 +39,9 @@ bool is_of_extension(void* caller) {
 
 void stall(int) { usleep(30000); }
 
+std::atomic<void*> slow{nullptr};  // what is to be freed slowly
+std::atomic<bool> freeing{false};
+
 }  // namespace
 
 extern "C" {
@@ -47,6 +52,18 @@ void fail_after(long allocations) {
 }
 long allocations_left() { return left; }
 void stall_on(int number) { signal(number, stall); }
+void free_slowly(void* place) { slow = place; }
+bool is_freeing() { return freeing; }
+
+void free(void* place) noexcept {
+  void* expected = place;
+  if (place && slow.compare_exchange_strong(expected, nullptr)) {
+    freeing = true;
+    usleep(2000000);
+    freeing = false;
+  }
+  __libc_free(place);
+}
 
 // Scratch memory.
 void* aligned_alloc(size_t alignment, size_t bytes) noexcept {

@@ -43,53 +43,58 @@ def never(pattern: str):
     return broken
 
 
-def imports(text: str) -> Iterator[str]:
+def imports(path: str, text: str) -> Iterator[str]:
     """Absolute names of all that a module of the package imports, e.g. fusedrnn.scan, torch.nn."""
+    package = Path(path).parent.parts
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, ["fusedrnn" if node.level else "", node.module]))
-            yield from (f"{base}.{alias.name}" if base == "fusedrnn" else base for alias in node.names)
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join(filter(None, [*above, node.module]))
+            is_package = base in ("fusedrnn", "fusedrnn.backends")
+            yield from (f"{base}.{alias.name}" if is_package else base for alias in node.names)
 
 
 def imports_only(allowed: str):
     def broken(path, text):
-        yield from (f"imports {name}" for name in imports(text) if not re.fullmatch(allowed, name))
+        yield from (f"imports {name}" for name in imports(path, text) if not re.fullmatch(allowed, name))
 
     return broken
 
 
 def imports_never(forbidden: str):
     def broken(path, text):
-        yield from (f"imports {name}" for name in imports(text) if re.fullmatch(forbidden, name))
+        yield from (f"imports {name}" for name in imports(path, text) if re.fullmatch(forbidden, name))
 
     return broken
 
 
 # Arrows never point up.
 RANKS = [
-    "reference kernels twin",
-    "onnx noise",
-    "operators",
+    "inputs twin",
+    "backends.extension",
+    "backends.reference noise",
+    "backends.operators",
+    "backends.onnx",
     "scan",
     "stack batch",
     "recurrent cells",
     "modules",
     "convert info",
-    "__init__",
+    "backends.__init__ __init__",
 ]
 RANK = {module: rank for rank, modules in enumerate(RANKS) for module in modules.split()}
 
 
 def arrows_point_down(path, text):
-    own = Path(path).stem
-    if own not in RANK:
-        yield f"{own} has no place in RANKS"
+    module = path.removeprefix("fusedrnn/").removesuffix(".py").replace("/", ".")
+    if module not in RANK:
+        yield f"{module} has no place in RANKS"
         return
-    for name in imports(text):
-        other = name.removeprefix("fusedrnn.").split(".")[0]
-        if name.startswith("fusedrnn.") and other in RANK and RANK[other] >= RANK[own]:
+    for name in imports(path, text):
+        other = name.removeprefix("fusedrnn.")
+        if name.startswith("fusedrnn.") and other in RANK and RANK[other] >= RANK[module]:
             yield f"imports {name}, which is not below it"
 
 
@@ -112,7 +117,7 @@ RULES = [
     Rule(
         "cells know cmath and each other",
         r"csrc/(activations|cells)\.h",
-        includes_only(r'<cmath>|"(activations|cells)\.h"'),
+        includes_only(r'<cmath>|"(activations|cells|function|scan)\.h"'),
         ("csrc/cells.h", "#include <immintrin.h>\n"),
     ),
     Rule(
@@ -129,15 +134,15 @@ RULES = [
     ),
     Rule(
         "the waist is plain C++",
-        r"csrc/(scan|dispatch)\.h|csrc/cuda/plan\.h",
-        includes_only(STD + r'|"(\.\./)?(activations|cells|scan|dispatch)\.h"'),
+        r"csrc/(scan|timeline|function)\.h|csrc/registry\.cpp|csrc/cuda/plan\.h",
+        includes_only(STD + r'|"(\.\./)?(activations|cells|function|scan|timeline)\.h"'),
         ("csrc/scan.h", "#include <cuda_runtime.h>\n"),
     ),
     Rule(
         "the CPU drivers see the standard library, intrinsics, madvise, the waist and their own room",
         r"csrc/cpu/(?!parallel\.cpp).*",
         includes_only(
-            STD + r'|<(immintrin|arm_neon|sys/mman)\.h>|"\.\./(activations|cells|scan|dispatch)\.h"|"[a-z_0-9-]+\.h"'
+            STD + r'|<(immintrin|arm_neon|sys/mman)\.h>|"\.\./(activations|cells|scan|timeline)\.h"|"[a-z_0-9-]+\.h"'
         ),
         ("csrc/cpu/forward.h", "#include <ATen/Parallel.h>\n"),
     ),
@@ -152,7 +157,7 @@ RULES = [
     Rule(
         "the CUDA drivers see the standard library, the waist and their own room",
         r"csrc/cuda/(?!device).*",
-        includes_only(STD + r'|"\.\./(activations|cells|scan|dispatch)\.h"|"[a-z_0-9-]+\.(h|cuh)"'),
+        includes_only(STD + r'|"\.\./(activations|cells|scan|timeline)\.h"|"[a-z_0-9-]+\.(h|cuh)"'),
         ("csrc/cuda/stepwise.cuh", "#include <cuda_runtime.h>\n"),
     ),
     Rule(
@@ -176,44 +181,50 @@ RULES = [
         ("csrc/cuda/product.cuh", "sum += __shfl_xor_sync(mask, sum, 1);"),
     ),
     Rule(
-        "torch stops at the bindings and the seam to its thread pool",
-        r"csrc/(?!bindings(_autograd|_cuda|_memory|_plain|_sums)?\.|cpu/parallel\.cpp).*",
+        "torch stops at csrc/torch and the seam to its thread pool",
+        r"csrc/(?!torch/|cpu/parallel\.cpp).*",
         never(r"#\s*include\s*" + TORCH + r"|\b(at|torch|c10)::"),
         ("csrc/cuda/plan.h", "int plan(const at::Tensor& x);"),
+    ),
+    Rule(
+        "the library of kernels and operators knows no Python",
+        r"csrc/(?!torch/(extension|autograd)\.).*",
+        never(r"#\s*include\s*<(Python\.h|pybind11/.*|torch/csrc/utils/pybind\.h)>|\bpybind11::|\bTHP\w+"),
+        ("csrc/torch/layer.cpp", "pybind11::gil_scoped_release no_gil;"),
     ),
     Rule(
         "drivers know no gates",
         r"csrc/(cpu|cuda)/.*",
         never(GATES),
-        ("csrc/cpu/forward.h", "if (kind == CellKind::kLstm) forget = sigmoid(x);"),
+        ("csrc/cpu/forward.h", "if (std::is_same_v<Cell, LstmCell>) forget = sigmoid(x);"),
     ),
     Rule(
         "the gate equations stand once in C++",
         r"csrc/(?!activations\.h|cells\.h).*",
         never(r"\bsigmoid(_grad)?\s*\(|\b(Tanh|Relu)::(apply|grad)\b"),
-        ("csrc/bindings.cpp", "auto i = at::sigmoid(x);"),
+        ("csrc/torch/layer.cpp", "auto i = at::sigmoid(x);"),
     ),
     Rule(
         "the gate equations stand once in Python",
-        r"fusedrnn/(?!reference\.py).*\.py",
+        r"fusedrnn/(?!backends/reference\.py).*\.py",
         never(r"(torch|F)\.(sigmoid|tanh|relu)\b|\.(sigmoid|tanh|relu)_?\("),
         ("fusedrnn/cells.py", "h = torch.sigmoid(o) * c.tanh()"),
     ),
     Rule(
-        "only kernels.py imports the extension",
-        r"(fusedrnn/(?!kernels\.py)|examples/|benchmarks/).*\.py",
+        "only backends/extension.py imports the extension",
+        r"(fusedrnn/(?!backends/extension\.py)|examples/|benchmarks/).*\.py",
         imports_never(r"fusedrnn\._C(\..*)?"),
         ("fusedrnn/info.py", "from . import _C"),
     ),
     Rule(
         "the reference is torch and nothing else",
-        r"fusedrnn/reference\.py",
-        imports_only(r"__future__|torch(\..*)?"),
-        ("fusedrnn/reference.py", "from .kernels import GATES"),
+        r"fusedrnn/backends/reference\.py",
+        imports_only(r"__future__|collections\.abc|torch(\..*)?|fusedrnn\.inputs"),
+        ("fusedrnn/backends/reference.py", "from .extension import cell_traits"),
     ),
     Rule(
         "the scan knows no modules and no packing",
-        r"fusedrnn/(scan|operators|kernels)\.py",
+        r"fusedrnn/(scan|inputs|backends/\w+)\.py",
         never(r"\bPackedSequence\b|\bnn\.Module\b|\bnum_layers\b|\bbatch_first\b"),
         ("fusedrnn/scan.py", "if isinstance(x, PackedSequence): x = x.data"),
     ),
@@ -225,7 +236,7 @@ RULES = [
     ),
     Rule(
         "arrows never point up",
-        r"fusedrnn/\w+\.py",
+        r"fusedrnn/.*\.py",
         arrows_point_down,
         ("fusedrnn/stack.py", "from .modules import FusedLSTM"),
     ),
@@ -263,14 +274,14 @@ def test_a_rule_holds(rule):
 
 def test_the_rules_see_the_sources():
     seen = {path for path, _ in sources()}
-    assert {"csrc/cells.h", "csrc/scan.h", "csrc/bindings.cpp", "csrc/cpu/parallel.cpp", "fusedrnn/scan.py"} <= seen
+    assert {"csrc/cells.h", "csrc/scan.h", "csrc/torch/layer.cpp", "csrc/cpu/parallel.cpp", "fusedrnn/scan.py"} <= seen
 
 
 @pytest.mark.parametrize(
-    "text", ["import fusedrnn._C", "from . import _C", "from fusedrnn import _C", "from ._C import scan_forward"]
+    "text", ["import fusedrnn._C", "from .. import _C", "from fusedrnn import _C", "from .._C import scan_forward"]
 )
 def test_no_way_of_importing_the_extension_is_overlooked(text):
-    assert any(re.fullmatch(r"fusedrnn\._C(\..*)?", name) for name in imports(text))
+    assert any(re.fullmatch(r"fusedrnn\._C(\..*)?", name) for name in imports("fusedrnn/backends/onnx.py", text))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves, tree_map
-from twins import TWINS, arguments, every_class, only_on_cpu, outcome, pair, results_and_gradients, tensors
+from twins import SEQUENCES, TWINS, arguments, every_class, only_on_cpu, outcome, pair, results_and_gradients, tensors
 
 import fusedrnn
 
@@ -22,13 +22,13 @@ def dtypes(nest):
     return [t.dtype for t in tensors(nest)]
 
 
+CALLS = [*itertools.product(TWINS, ["padded", "unbatched"]), *((plain, "packed") for plain in SEQUENCES)]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("form", ["padded", "packed", "unbatched"])
-@every_class
+@pytest.mark.parametrize("plain, form", CALLS, ids=[f"{plain.__name__}-{form}" for plain, form in CALLS])
 def test_the_dtypes_of_torch(plain, form, dtype):
     cell = "Cell" in plain.__name__
-    if cell and form == "packed":
-        pytest.skip("a cell takes one step")
     for options in [{}, {"bias": False}, {"bidirectional": True}, {"num_layers": 2}, {"proj_size": 2}]:
         if cell and not options.keys() <= {"bias"} or "proj_size" in options and plain is not nn.LSTM:
             continue

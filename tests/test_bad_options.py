@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fusedrnn
+from fusedrnn.inputs import ScanInputs
 
 X = torch.zeros(5, 2, 3)
 PACKED = pack_padded_sequence(X, [5, 3])
@@ -136,6 +137,6 @@ def test_options_survive_repr_pickling_copying_and_a_state_dict_of_torch():
 
 def test_zoneout_by_one_number_that_the_host_cannot_read():
     x, h0, w_ih, w_hh = torch.zeros(2, 1, 3), torch.zeros(1, 1, 4), torch.zeros(12, 3), torch.zeros(12, 4)
-    zone_h = torch.tensor(0.5, device="meta")
-    with pytest.raises(ValueError, match="zone_h of one number must be on the CPU, got meta"):
-        fusedrnn.scan.scan("GRU", x, h0, None, [w_ih, w_hh], zone_h=zone_h)
+    inputs = ScanInputs(x, [h0], [w_ih], [w_hh], zones=[torch.tensor(0.5, device="meta")])
+    with pytest.raises(ValueError, match="zoneout of one number must be on the CPU"):
+        fusedrnn.scan.scan("GRU", inputs)

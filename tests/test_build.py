@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,19 +118,25 @@ def test_the_architecture_list_is_honoured(setup, monkeypatch, given, used):
     if given:
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
     replace(monkeypatch, setup, "with_cuda", lambda: True)
-    monkeypatch.setattr(setup["cpp_extension"], "CUDAExtension", lambda *args, **options: options)
-    assert ("FUSEDRNN_CUDA_ARCHS", f'"{used}"') in setup["extension"]()["define_macros"]
+
+    def made(*args, **options):
+        return SimpleNamespace(libraries=["torch_python"], **options)
+
+    monkeypatch.setattr(setup["cpp_extension"], "CUDAExtension", made)
+    for extension in setup["extensions"]():
+        assert ("FUSEDRNN_CUDA_ARCHS", f'"{used}"') in extension.define_macros
     assert os.environ["TORCH_CUDA_ARCH_LIST"] == used
 
 
 def test_sanitizers_are_compiled_and_linked_on_request(setup, monkeypatch):
     replace(monkeypatch, setup, "with_cuda", lambda: False)
     monkeypatch.delenv("FUSEDRNN_SANITIZE", raising=False)
-    assert not any("sanitize" in flag for flag in setup["extension"]().extra_compile_args)
+    for extension in setup["extensions"]():
+        assert not any("sanitize" in flag for flag in extension.extra_compile_args)
     monkeypatch.setenv("FUSEDRNN_SANITIZE", "1")
-    extension = setup["extension"]()
-    assert "-fsanitize=address,undefined" in extension.extra_compile_args
-    assert "-fsanitize=address,undefined" in extension.extra_link_args
+    for extension in setup["extensions"]():
+        assert "-fsanitize=address,undefined" in extension.extra_compile_args
+        assert "-fsanitize=address,undefined" in extension.extra_link_args
 
 
 def test_setup_without_a_compiler_says_so_and_succeeds(tmp_path):
@@ -157,11 +164,12 @@ def test_without_an_extension_that_fits_the_package_works_and_says_once_what_to_
 import sys
 import torch
 {cause}
-from fusedrnn.kernels import extension_error
+from fusedrnn.backends.extension import extension_error
+from fusedrnn.inputs import ScanInputs
 from fusedrnn.scan import scan
 x, h = torch.randn(4, 2, 3), torch.zeros(1, 2, 5)
 w = torch.randn(15, 3), torch.randn(15, 5)
-y, h_n, *_ = scan("GRU", x, h, None, w)
+y = scan("GRU", ScanInputs(x, [h], w[:1], w[1:]))[0][0]
 theirs = torch.nn.GRU(3, 5, bias=False)
 theirs.weight_ih_l0.data, theirs.weight_hh_l0.data = w
 assert torch.allclose(y, theirs(x)[0], atol=1e-6)

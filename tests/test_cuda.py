@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_map
 from twins import every_sequence, pair, results_and_gradients
 
-from fusedrnn import kernels, reference, scan
+from fusedrnn import scan
+from fusedrnn.backends import reference
 
 if WHY_NO_CUDA:
     pytest.skip(f"{WHY_NO_CUDA}: the tests that have a device ran on the CPU only", allow_module_level=True)
@@ -54,35 +55,34 @@ def to(nest, device, dtype=None):
     return tree_map(move, nest)
 
 
-def run(function, args):
+def run(function, mode, inputs):
     """Results and gradients, on the CPU."""
-    inputs = [t for t in (*args[1:4], *args[8:10], *args[4]) if t is not None]
-    outputs = [t for t in function(*args) if t is not None]
+    outputs = [t for kind in function(mode, inputs) for t in kind if t is not None]
     torch.manual_seed(1)
     grads = [torch.randn(t.shape, dtype=torch.float64).to(t) for t in outputs]
-    found = torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
+    found = torch.autograd.grad(outputs, inputs.differentiable(), grads, allow_unused=True)
     return [None if t is None else t.detach().cpu() for t in (*outputs, *found)]
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("H", [19, 48])
-@pytest.mark.parametrize("mode", list(kernels.GATES))
+@pytest.mark.parametrize("mode", list(reference.CELLS))
 @pytest.mark.parametrize("tier", TIERS, indirect=True)
 def test_every_tier_equals_the_reference(tier, mode, H, dtype, batch):
     given = {"N": 3, **BATCHES[batch]}
     N = len(given.get("lengths", ())) or given.pop("N")
     given.pop("N", None)
-    args = make_layer(mode, 2, 6, N, 7, H, H, True, dtype, **given)
+    inputs = make_layer(mode, 2, 6, N, 7, H, H, True, dtype, **given)
     if "regularised" in batch:
-        h_mask = torch.rand(args[2].shape).gt(0.3).to(dtype).div(0.7)
-        zones = [torch.rand(len(args[1]), 2 * H) < 0.4 for _ in range(2)]
-        args = (*args, h_mask, zones[0], zones[1] if mode == "LSTM" else None)
-    exact = run(reference.scan, to(args, "cpu", torch.float64))
-    args = list(to(args, DEVICE))
-    args[5] = None if args[5] is None else args[5].cpu()  # batch sizes are the host's
-    ours = run(lambda *a: scan.scan(*a, c_sequence=True), args)
-    theirs = run(reference.scan, args)
+        h_mask = torch.rand(inputs.initial[0].shape).gt(0.3).to(dtype).div(0.7)
+        zones = [torch.rand(len(inputs.x), 2 * H) < 0.4 for _ in inputs.initial]
+        inputs = inputs._replace(h_mask=h_mask, zones=zones)
+    exact = run(reference.scan, mode, to(inputs, "cpu", torch.float64))
+    sizes = inputs.batch_sizes  # the host's
+    inputs = to(inputs, DEVICE)._replace(batch_sizes=sizes if sizes is None else sizes.cpu())
+    ours = run(lambda *args: scan.scan(*args, sequences=True), mode, inputs)
+    theirs = run(reference.scan, mode, inputs)
     for place, (a, b, c) in enumerate(zip(ours, theirs, exact, strict=True)):
         if c is None:
             assert a is None or not a.any()
@@ -214,7 +214,7 @@ def test_tensors_of_two_devices_are_refused():
 def test_a_tier_that_cannot_be_is_an_error(monkeypatch):
     ours, x = layer(H=4000)
     monkeypatch.setenv("FUSEDRNN_PLAN", "block")
-    with pytest.raises(ValueError, match="this device cannot hold this layer so"):
+    with pytest.raises(ValueError, match="this layer does not fit this device"):
         ours(x)
     assert os.environ["FUSEDRNN_PLAN"] == "block"
 

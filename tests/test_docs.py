@@ -107,7 +107,7 @@ def test_every_public_name_is_in_the_reference():
 
 def test_every_environment_variable_is_documented():
     asked = set()
-    for path in [ROOT / "setup.py", *(ROOT / "fusedrnn").glob("*.py"), *(ROOT / "csrc").rglob("*.c*")]:
+    for path in [ROOT / "setup.py", *(ROOT / "fusedrnn").rglob("*.py"), *(ROOT / "csrc").rglob("*.c*")]:
         asked |= set(re.findall(r'(?:getenv\(|environ(?:\.\w+\(|\[))"(\w+)"', text(path)))
     assert {"FUSEDRNN_ISA", "FUSEDRNN_CUDA"} <= asked
     assert asked <= set(re.findall(r"^\| `(\w+)`", text("docs/environment.md"), re.M))

@@ -1,4 +1,4 @@
-"""A machine that fails: no memory for one allocation, whichever it is, or a core that is gone for a while.
+"""A machine that fails: no memory for one allocation, whichever it is, a core that is gone for a while, or slow memory.
 
 Each test starts a process of its own with faults.cpp preloaded, which ends in time whatever happens.
 """
@@ -95,7 +95,7 @@ def fail_each_allocation(module):
     return places
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("threads", [2, *(pytest.param(threads, marks=pytest.mark.slow) for threads in (1, 3, 4))])
 def test_an_allocation_that_fails_is_one_error(threads, preloaded):
     assert int(run_alone(preloaded, "fail_everywhere", threads)) > 400
 
@@ -144,9 +144,46 @@ def lose_cores(threads):
     print("same")
 
 
-@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("threads", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_results_are_the_same_where_a_thread_lost_its_core(threads, preloaded):
     assert run_alone(preloaded, "lose_cores", threads) == "same\n"
+
+
+def call_while_memory_is_freed():
+    """What other threads and a forked process find while one thread gives the memory of gone tensors back."""
+    torch.set_num_threads(1)
+    faults, layer, x = ctypes.CDLL(None), fusedrnn.FusedRNN(1, 64), torch.ones(64, 128, 1)
+
+    @torch.no_grad()
+    def output():
+        return layer(x)[0]
+
+    expected = output().clone()
+    gone = output()
+    place = gone.data_ptr()
+    del gone
+    faults.free_slowly(ctypes.c_void_p(place))
+    thread = threading.Thread(target=fusedrnn.empty_cache)
+    thread.start()
+    while not faults.is_freeing():
+        time.sleep(0.001)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        fusedrnn.empty_cache()
+        os._exit(0 if torch.equal(output(), expected) else 1)
+    y = output()
+    assert y.data_ptr() != place
+    assert torch.equal(y, expected)
+    assert faults.is_freeing(), "a call waited for it"
+    thread.join()
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"the forked process ended with {status}"
+    print("same")
+
+
+def test_no_call_and_no_forked_process_waits_for_memory_that_is_freed_or_takes_it(preloaded):
+    assert run_alone(preloaded, "call_while_memory_is_freed") == "same\n"
 
 
 if __name__ == "__main__":

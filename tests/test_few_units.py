@@ -6,7 +6,8 @@ from tolerances import assert_same
 from torch.utils._pytree import tree_leaves
 from twins import arguments, every_class, only_on_cpu, pair, results_and_gradients
 
-from fusedrnn import reference, scan
+from fusedrnn import scan
+from fusedrnn.backends import reference
 
 ROWS = scan.MANY_ROWS
 

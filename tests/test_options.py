@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import fusedrnn
+from fusedrnn.inputs import ScanInputs
 from fusedrnn.noise import Noise
 from fusedrnn.twin import REGULARISERS
 
@@ -160,23 +161,38 @@ def regularised(name, **rates):
     return {rate: p for rate, p in rates.items() if name.startswith("LSTM") or rate != "zoneout_c"}
 
 
+def noise_of(name, rates, training):
+    h, *c = (rates.get(rate, 0) for rate in ("zoneout_h", "zoneout_c"))
+    zoneout = (h, *c) if name.startswith("LSTM") else (h,)
+    return Noise(rates.get("recurrent_dropout", 0), zoneout, rates.get("weight_drop", 0), training)
+
+
+def masks(noise, x, states, weights):
+    """What noise makes of a layer: h_mask, zones of h and c, and the weights."""
+    count = len(weights) // states[0].size(0)
+    made = noise.apply(ScanInputs(x, states, weights[::count], weights[1::count]))
+    weights = [made.w_hh[i // count] if i % count == 1 else w for i, w in enumerate(weights)]
+    return made.h_mask, *(*made.zones, None)[:2], weights
+
+
 @every_module
 @pytest.mark.parametrize("form", ["padded", "lengths", "packed unsorted", "batch first"])
 @pytest.mark.parametrize("training", [True, False])
 def test_regularised_cells_equal_the_loops_with_the_same_masks(name, form, training):
     rates = regularised(name, recurrent_dropout=0.4, zoneout_h=0.3, zoneout_c=0.5, weight_drop=0.25)
     for chosen in [*({rate: p} for rate, p in rates.items()), rates]:
-        noise = Noise(*(chosen.get(rate, 0) for rate in REGULARISERS), training)
+        noise = noise_of(name, chosen, training)
         module = make(name, num_layers=2, bidirectional=True, **chosen).train(training)
         case = Case(module, form, *[len(chosen) > 1] * 2)
         packed = form.startswith("packed")
 
         def layer_noise(x, h0, c0, weights, noise=noise, case=case, packed=packed):
             """The masks that the module draws from the same generator, in the form of the loops."""
+            states = [h0, c0][: 1 + case.lstm]
             if not packed:
-                return noise.masks(x, h0, c0 if case.lstm else None, weights)
+                return masks(noise, x, states, weights)
             order = nn.utils.rnn.pack_padded_sequence(x, case.lengths, enforce_sorted=False)
-            h_mask, *zones, weights = noise.masks(order.data, h0, c0 if case.lstm else None, weights)
+            h_mask, *zones, weights = masks(noise, order.data, states, weights)
             back = order.unsorted_indices
             zones = [z if z is None or not z.dim() else case.leave(order._replace(data=z)) for z in zones]
             return h_mask if h_mask is None else h_mask[:, back], *zones, weights
@@ -188,14 +204,15 @@ def test_regularised_cells_equal_the_loops_with_the_same_masks(name, form, train
 def test_regularised_cells_wider_than_a_panel_equal_the_loops(training):
     rates = dict.fromkeys(REGULARISERS, 0.3)
     module = fusedrnn.FusedLSTM(I, 80, proj_size=70, dtype=torch.float64, **rates).train(training)
-    assert_agrees(Case(module, "padded"), Noise(*rates.values(), training).masks)
+    noise = noise_of("LSTM", rates, training)
+    assert_agrees(Case(module, "padded"), lambda x, h0, c0, weights: masks(noise, x, [h0, c0], weights))
 
 
 def test_masks_are_drawn_anew_at_their_rates_and_only_in_training():
     module = fusedrnn.FusedLSTM(2, 64, recurrent_dropout=0.25, zoneout_h=0.1, zoneout_c=0.4, weight_drop=0.5)
-    noise = Noise(0.25, 0.1, 0.4, 0.5, True)
+    noise = Noise(0.25, (0.1, 0.4), 0.5, True)
     h = torch.zeros(1, 50, 64)
-    h_mask, zone_h, zone_c, weights = noise.masks(torch.zeros(20, 50, 2), h, h, list(module.parameters()))
+    h_mask, zone_h, zone_c, weights = masks(noise, torch.zeros(20, 50, 2), [h, h], list(module.parameters()))
     assert set(h_mask.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     dropped = weights[1] == 0
     for mask, rate in ((h_mask == 0, 0.25), (zone_h, 0.1), (zone_c, 0.4), (dropped, 0.5)):

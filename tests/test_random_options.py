@@ -93,8 +93,12 @@ class Case:
         self.lstm, self.leaves = self.name == "LSTM", []
         self.sequence_class, self.cell_class, self.own = MODULES[self.name]
 
-    def leaf(self, name, layout, *size):
-        return self.keep(name, self.lay_out(layout, torch.randn(size, dtype=torch.float64)).detach())
+    def leaf(self, name, layout, *size, scale=1.0):
+        return self.keep(name, self.lay_out(layout, torch.randn(size, dtype=torch.float64) * scale).detach())
+
+    def input(self, *sequence):
+        """Too small to saturate a unit: where tanh is 1 - 1e-4, its derivative is off by 1e-12, whoever made it."""
+        return self.leaf("x", "x", *sequence, self.I, scale=self.I**-0.5)
 
     def keep(self, name, t):
         t.requires_grad_(not any(part in name for part in self.frozen))
@@ -133,7 +137,7 @@ class CellCase(Case):
         self.module = self.cell_class(self.I, self.H, bias=self.bias, dtype=torch.float64, **self.own)
         self.lay_out_parameters()
         rows = [] if self.unbatched else [self.N]
-        self.x = self.leaf("x", "x", *rows, self.I)
+        self.x = self.input(*rows)
         self.states = [self.leaf(name, "state", *rows, self.H) for name in ("h0", "c0")[: 1 + self.lstm]]
 
     def run(self):
@@ -159,7 +163,7 @@ class ModuleCase(Case):
         N, planes = len(self.rows), self.layers * (1 + self.bidirectional)
         self.widths = {"h": self.module.proj_size or self.H} | ({"c": self.H} if self.lstm else {})
         sequence = self.places[0].shape if self.form == "packed" else (self.T, N)
-        self.x, self.mask = self.leaf("x", "x", *sequence, self.I), torch.rand(sequence) < 0.4
+        self.x, self.mask = self.input(*sequence), torch.rand(sequence) < 0.4
         self.states = [self.leaf(f"{s}0", "state", planes, N, width) for s, width in self.widths.items()]
         self.reset_states = []
         if self.reset and self.reset_state:

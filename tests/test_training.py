@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from twins import SEQUENCES, TWINS, arguments, every_sequence, only_on_cpu
 
 import fusedrnn
-from fusedrnn import kernels
+from fusedrnn.backends import reference
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -184,14 +184,14 @@ def test_operators_have_second_derivatives(plain, monkeypatch):
         return torch.autograd.grad(sum(g.square().sum() for g in grads), leaves, create_graph=True)
 
     wanted = penalty()
-    monkeypatch.setattr("fusedrnn.kernels.scan", lambda *args: None)
+    monkeypatch.setattr("fusedrnn.backends.extension.scan", lambda *args: None)
     found = penalty()
     assert_same(found, wanted)
 
 
 @only_on_cpu
 def test_every_mode_is_tested_here():
-    assert {TWINS[plain](2, 2).mode for plain in SEQUENCES} | {"RNN_RELU"} == set(kernels.GATES)
+    assert {TWINS[plain](2, 2).mode for plain in SEQUENCES} | {"RNN_RELU"} == set(reference.CELLS)
 
 
 @every_sequence

@@ -21,13 +21,33 @@ def floor(dtype: torch.dtype, sensitivity: float) -> float:
     return 2 * torch.finfo(dtype).eps + sensitivity
 
 
+# Against float64 where h is rounded to such a type in every step: 5 units of the largest element, 2^-8 and 2^-10.
+IN_A_16_BIT_TYPE = {"bfloat16": 0.02, "float16": 0.005}
 # The CUDA kernels on the emulator against float64: sums of some hundred terms, so rounding leaves 2e-15 and 6e-7.
 EXACT = {"float64": 1e-10, "float32": 1e-6}
 # The CPU kernels alone against float64: the same, and where results are rounded in every step, a few units of that.
-ALONE = EXACT | {"bfloat16": 0.02, "float16": 0.005}
+ALONE = EXACT | IN_A_16_BIT_TYPE
 # What a kernel of a 16-bit type or TF32 has before it rounds its results: float32 sums again. Relative to the largest
 # element where that is above 1, else absolute.
 ROUNDED = 1e-6
+
+# Against torch.nn, element by element, so that zeros must be zeros: both sides take one tanh of the same number. Ours
+# and torch's own are good to 2 ulp, but cuDNN states no bound for its float32.
+SATURATED = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+def tanh_bound(x: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """What a kernel's tanh may be off by: 3 eps of itself, and beyond 2, where numbers are eps / 2 apart, 1.7 of those.
+
+    Of all float32 the worst are off by 1.41 eps, and beyond 2 by 0.52 (docs/numerics.md). A GPU's err more.
+    """
+    eps = torch.finfo(x.dtype).eps
+    return torch.where(x.abs() > 2, 0.85 * eps, 3 * eps * exact.abs())
+
+
+def sigmoid_bound(x: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """The same of sigmoid: exp's error without fused multiply-adds, 1 + 5/4 |x| ulp, and 2 of a sum and a quotient."""
+    return (3 + 5 / 4 * x.abs()) * torch.finfo(x.dtype).eps * exact
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
