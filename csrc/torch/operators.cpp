@@ -53,7 +53,10 @@ class Arguments {
     const c10::IValue& value = next();
     if (!value.isNone()) to = value.toTensor();
   }
-  void operator()(std::vector<Tensor>& to) { to = next().toTensorVector(); }
+  void operator()(std::vector<Tensor>& to) {
+    const c10::IValue& value = next();
+    if (value.isTensorList()) to = value.toTensorVector();  // AOTInductor passes none for an empty list
+  }
   std::vector<Tensor> present() {  // undefined where absent
     std::vector<Tensor> all = next().toTensorVector();
     for (Tensor& t : all)
