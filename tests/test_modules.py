@@ -3,6 +3,7 @@
 import copy
 import inspect
 import io
+import itertools
 import pathlib
 import pickle
 
@@ -44,7 +45,7 @@ def test_all_inputs_of_the_module_tests_of_torch(info):
 @pytest.mark.slow
 @every_info
 def test_gradients_of_both_orders_against_finite_differences(info):
-    for number, ((ours, _), given) in enumerate(samples(info)):
+    for number, ((ours, _), given) in enumerate(itertools.islice(samples(info), 0, None, 2)):
         fast = number % 6 > 0  # one random direction instead of all elements
         names, parameters = zip(*ours.named_parameters(), strict=True)
         inputs = [t for t in tensors(given.args) if t.requires_grad]
