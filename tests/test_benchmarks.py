@@ -216,6 +216,7 @@ def test_what_cannot_be_is_said_in_one_line(arguments, reason, capsys):
 
 
 @pytest.mark.parametrize("script", ["bench", "plot", "worker"])
+@pytest.mark.slow
 def test_help(script):
     command = [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--help"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -230,6 +231,7 @@ def small_run(tmp_path, *more):
     return done, json.loads((tmp_path / "out.json").read_text()) if done.returncode == 0 else None
 
 
+@pytest.mark.slow
 def test_a_small_run_from_end_to_end(tmp_path):
     done, found = small_run(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -267,6 +269,7 @@ def test_the_memory_of_a_call_is_seen():
 
 
 @pytest.mark.parametrize("source", ["made up", "recorded"])
+@pytest.mark.slow
 def test_results_can_be_drawn(source, tmp_path):
     plot = pytest.importorskip("plot", reason="matplotlib is not installed")
     path = RESULTS

@@ -139,6 +139,7 @@ def test_sanitizers_are_compiled_and_linked_on_request(setup, monkeypatch):
         assert "-fsanitize=address,undefined" in extension.extra_link_args
 
 
+@pytest.mark.slow
 def test_setup_without_a_compiler_says_so_and_succeeds(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
@@ -159,6 +160,7 @@ def test_setup_without_a_compiler_says_so_and_succeeds(tmp_path):
         ('torch.__version__ = "2.99.0"', f"it was built with torch {torch.__version__}, but torch 2.99.0 is installed"),
     ],
 )
+@pytest.mark.slow
 def test_without_an_extension_that_fits_the_package_works_and_says_once_what_to_do(cause, reason):
     program = f"""
 import sys

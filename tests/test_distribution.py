@@ -57,6 +57,7 @@ def unpacked(tree, tmp_path_factory):
     return found, files_in(found)
 
 
+@pytest.mark.slow
 def test_a_source_distribution_is_the_repository(tree, unpacked):
     added = {"PKG-INFO", "setup.cfg", *(f"fusedrnn.egg-info/{name}" for name in (
         "PKG-INFO", "SOURCES.txt", "dependency_links.txt", "requires.txt", "top_level.txt"

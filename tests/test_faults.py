@@ -145,6 +145,7 @@ def lose_cores(threads):
 
 
 @pytest.mark.parametrize("threads", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_results_are_the_same_where_a_thread_lost_its_core(threads, preloaded):
     assert run_alone(preloaded, "lose_cores", threads) == "same\n"
 
@@ -182,6 +183,7 @@ def call_while_memory_is_freed():
     print("same")
 
 
+@pytest.mark.slow
 def test_no_call_and_no_forked_process_waits_for_memory_that_is_freed_or_takes_it(preloaded):
     assert run_alone(preloaded, "call_while_memory_is_freed") == "same\n"
 

@@ -18,6 +18,7 @@ def run(**environment):
     )
 
 
+@pytest.mark.slow
 def test_the_command_prints_versions_kernels_and_threads():
     done = run(OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
@@ -28,6 +29,7 @@ def test_the_command_prints_versions_kernels_and_threads():
 
 
 @pytest.mark.parametrize("isa", ["DEFAULT", "AVX2", "AVX512"])
+@pytest.mark.slow
 def test_the_forced_instruction_set_is_named(isa):
     done = run(FUSEDRNN_ISA=isa)
     if f"FUSEDRNN_ISA={isa} is not supported on this CPU" in done.stdout and isa != "DEFAULT":
@@ -35,6 +37,7 @@ def test_the_forced_instruction_set_is_named(isa):
     assert f"instruction set {isa} " in done.stdout
 
 
+@pytest.mark.slow
 def test_an_instruction_set_that_does_not_exist_is_told_and_not_thrown():
     done = run(FUSEDRNN_ISA="AVX9000")
     assert done.returncode == 0, done.stderr

@@ -107,6 +107,7 @@ def another_thread_gives_up_its_scratch_memory_at_its_next_call():
     ],
     ids=lambda claim: claim.__name__,
 )
+@pytest.mark.slow
 def test_in_a_process_of_its_own(claim):
     """Elsewhere malloc has free memory of other tests, and uses and keeps that."""
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:

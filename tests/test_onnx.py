@@ -18,7 +18,9 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-by_every_exporter = pytest.mark.parametrize("dynamo", [False, True], ids=["TorchScript", "dynamo"])
+by_every_exporter = pytest.mark.parametrize(
+    "dynamo", [pytest.param(False, id="TorchScript"), pytest.param(True, id="dynamo", marks=pytest.mark.slow)]
+)
 
 TOLERANCE = 1e-5  # float32, values within 1, two layers
 

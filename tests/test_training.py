@@ -65,6 +65,7 @@ def train_in_process(rank, path):
 
 
 @only_on_cpu
+@pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(tmp_path):
     mp.spawn(train_in_process, (str(tmp_path / "rendezvous"),), nprocs=2)
 
