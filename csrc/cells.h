@@ -2,9 +2,8 @@
 //
 //   x[kGates]      input part of the pre-activations: x W_ih^T + b_ih
 //   r[kGates]      recurrent part:                     h W_hh^T + b_hh
-//   s[kStates]     in: the states before the step, out: after it; s[0] is h. A cell whose kReadsH is false neither
-//   reads
-//                  s[0] nor prev[0]: h reaches it through W_hh alone
+//   s[kStates]     in: the states before the step, out: after it; s[0] is h. Where kReadsH is false, the cell reads
+//                  neither s[0] nor prev[0]: h reaches it through W_hh alone
 //   saved[kSaved]  what the backward pass needs: activated gates
 //   prev[kStates]  in backward: the state before the step
 //   ds[kStates]    in: gradient of the state after the step; out: of the state before it, less what reaches h through

@@ -44,7 +44,9 @@ class ScanInputs(NamedTuple):
         """The same with others in their place."""
         x, *others = tensors
         rest = iter(others)
-        return ScanInputs(x, *([next(rest) for _ in field] for field in self[1 : len(DIFFERENTIABLE)]), *self[8:])
+        return ScanInputs(
+            x, *([next(rest) for _ in field] for field in self[1 : len(DIFFERENTIABLE)]), *self[len(DIFFERENTIABLE) :]
+        )
 
     def tensors(self) -> Iterator[Tensor]:
         """All that are there."""
@@ -55,6 +57,5 @@ class ScanInputs(NamedTuple):
 
     def has_options(self) -> bool:
         """Is there anything that torch.nn's layers do not know, or packed input?"""
-        return any(field is not None and not isinstance(field, (tuple, list)) for field in self[8:12]) or any(
-            t is not None for t in (*self.reset_states, *self.zones)
-        )
+        options = (self.batch_sizes, self.lengths, self.reset, self.h_mask, *self.reset_states, *self.zones)
+        return any(option is not None for option in options)

@@ -138,5 +138,5 @@ def test_options_survive_repr_pickling_copying_and_a_state_dict_of_torch():
 def test_zoneout_by_one_number_that_the_host_cannot_read():
     x, h0, w_ih, w_hh = torch.zeros(2, 1, 3), torch.zeros(1, 1, 4), torch.zeros(12, 3), torch.zeros(12, 4)
     inputs = ScanInputs(x, [h0], [w_ih], [w_hh], zones=[torch.tensor(0.5, device="meta")])
-    with pytest.raises(ValueError, match="zoneout of one number must be on the CPU"):
+    with pytest.raises(ValueError, match="zoneout of one number must be on the CPU, got meta"):
         fusedrnn.scan.scan("GRU", inputs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import WEIGHTS, ScanInputs
-from . import operators
+from . import operators, reference
 
 ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}  # our gates in ONNX's order: i o f g and z r n
 
@@ -28,8 +28,8 @@ def layer(cell: str, inputs: ScanInputs, sequences: bool) -> tuple[list[Tensor |
             "ONNX has no projection, reset, state sequences or regularised cells, and torch.onnx.export(dynamo=True) "
             "no packed input, but lengths=: export the module in evaluation mode and without them"
         )
-    if batch_sizes is not None:
-        return _packed(cell, inputs)
+    if batch_sizes is not None:  # the exporter by tracing turns the packing around torch's layers into sequence_lens
+        return reference.torch_layer(cell, inputs)
     one_step = inputs.one_step
     x, states = inputs.x, list(inputs.initial)
     if one_step:
@@ -107,16 +107,3 @@ def _absent(g):
     constant = g.op("prim::Constant")
     constant.setType(torch._C.OptionalType.ofTensor())
     return constant
-
-
-def _packed(cell: str, inputs: ScanInputs):
-    """The exporter by tracing turns the packing around torch's own layers into ``sequence_lens``."""
-    states = list(inputs.initial)
-    kinds = [kind for kind in (getattr(inputs, name) for name in WEIGHTS) if kind]
-    weights = [kind[d] for d in range(inputs.directions) for kind in kinds]
-    run = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}[cell]
-    state = states if len(states) > 1 else states[0]
-    y, *last = run(
-        inputs.x, inputs.batch_sizes, state, weights, bool(inputs.b_ih), 1, 0.0, False, inputs.directions == 2
-    )
-    return [y, *[None] * (len(last) - 1)], last

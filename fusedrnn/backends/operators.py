@@ -18,7 +18,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from ..inputs import ScanInputs
+from ..inputs import DIFFERENTIABLE, ScanInputs
 from . import extension, reference
 
 
@@ -54,8 +54,9 @@ def _inputs(fields) -> ScanInputs:
 
 def _check_devices(inputs: ScanInputs) -> None:
     zones = [z for z in inputs.zones if z is not None]
-    if any(not z.dim() and z.device.type != "cpu" for z in zones):
-        raise ValueError("fusedrnn: zoneout of one number must be on the CPU")
+    for z in zones:
+        if not z.dim() and z.device.type != "cpu":
+            raise ValueError(f"fusedrnn: zoneout of one number must be on the CPU, got {z.device}")
     masks = [t for t in (inputs.lengths, inputs.reset, inputs.h_mask) if t is not None] + [z for z in zones if z.dim()]
     for t in (*inputs.differentiable(), *masks):
         if t.device != inputs.x.device:
@@ -122,13 +123,17 @@ def _backward(ctx, grads):
     outputs = [*rest[:states], *[None] * states, *rest[states:]]
     grads = [None if g is None or g.dim() < 2 else g for g in grads[: 2 * states]]
     needed = iter(ctx.needs_input_grad[3:])
-    wanted = [w for n, want in zip(ctx.counts[:8], needed, strict=False) for w in ([want] if n is None else want or [])]
+    wanted = [
+        w
+        for n, want in zip(ctx.counts[: len(DIFFERENTIABLE)], needed, strict=False)
+        for w in ([want] if n is None else want or [])
+    ]
     present = [t for t in (*inputs.tensors(), *outputs, *grads) if t is not None]
     if torch.is_grad_enabled() or not can_take(present):  # in grad mode they shall be differentiable
         made = reference.gradients(ctx.cell, inputs, grads, wanted)
     else:
         made = gradients(ctx.cell, inputs, outputs, grads, wanted)
-    by_field = inputs.with_differentiable(made)[:8]
+    by_field = inputs.with_differentiable(made)[: len(DIFFERENTIABLE)]
     return None, None, None, *by_field, None, None, None, None, [None] * len(inputs.zones)
 
 

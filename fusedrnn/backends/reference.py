@@ -148,7 +148,7 @@ def _zone_out(zone: Tensor | None, begin: int, new: Tensor, old: Tensor) -> Tens
 
 
 def torch_layer(cell: str, inputs: ScanInputs) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """The same by PyTorch's own layer or cell; padded input, no projection, no option, no sequences."""
+    """The same by PyTorch's own layer or cell; no projection, no option but batch_sizes, no sequences."""
     states, two = list(inputs.initial), len(inputs.initial) > 1
     weights = [t for d in range(inputs.directions) for t in _weights(inputs, d) if t is not None]
     if inputs.one_step:
@@ -157,7 +157,9 @@ def torch_layer(cell: str, inputs: ScanInputs) -> tuple[list[Tensor | None], lis
         return [h, *[None] * len(others)], [None, *others]
     run = {"LSTM": torch.lstm, "GRU": torch.gru}.get(cell) or getattr(torch, cell.lower())
     state = states if two else states[0]
-    y, *last = run(inputs.x, state, weights, bool(inputs.b_ih), 1, 0.0, False, inputs.directions == 2, False)
+    packed = inputs.batch_sizes is not None
+    rows, rows_first = ([inputs.x, inputs.batch_sizes], []) if packed else ([inputs.x], [False])
+    y, *last = run(*rows, state, weights, bool(inputs.b_ih), 1, 0.0, False, inputs.directions == 2, *rows_first)
     return [y, *[None] * (len(last) - 1)], last
 
 
