@@ -1,15 +1,16 @@
 // What one unit does in one step. The gate equations stand here and nowhere else in C++.
 //
-//   x[kGates]      input part of the pre-activations: x W_ih^T + b_ih
-//   r[kGates]      recurrent part:                     h W_hh^T + b_hh
+//   x[kGates]      input part of the pre-activations: x W_ih^T + b_ih; kVectors learned vectors of one value a unit and
+//                  kInputs per-step inputs follow
+//   r[kRecurrent]  recurrent part, of the gates that have one: h W_hh^T + b_hh
 //   s[kStates]     in: the states before the step, out: after it; s[0] is h. Where kReadsH is false, the cell reads
 //                  neither s[0] nor prev[0]: h reaches it through W_hh alone
 //   saved[kSaved]  what the backward pass needs: activated gates
-//   prev[kStates]  in backward: the state before the step
+//   prev[kStates]  in backward: the states before the step; the vectors and per-step inputs follow
 //   ds[kStates]    in: gradient of the state after the step; out: of the state before it, less what reaches h through
 //                  W_hh: the driver adds that, dr @ W_hh
-//   dgates[kGrads] gradient of the pre-activations. dx is planes 0 .. kGates-1; dr is the same but for its last gate,
-//                  which is the last plane (they are different planes only in the GRU)
+//   dgates[kGrads] gradient of the pre-activations: of x the first kGates planes, of r[k] plane kRecurrentGrads[k]; the
+//                  gradients of the vectors and per-step inputs follow, of this unit and step
 //
 // Gate order is PyTorch's: i f g o and r z n.
 #pragma once
@@ -19,7 +20,14 @@
 
 namespace fusedrnn {
 
-struct LstmCell {
+// What the cells here have in common: every gate has a recurrent part, and nothing else is given.
+template <int... Grads>
+struct BuiltInCell {
+  static constexpr int kRecurrent = sizeof...(Grads), kVectors = 0, kInputs = 0;
+  static constexpr int kRecurrentGrads[] = {Grads...};
+};
+
+struct LstmCell : BuiltInCell<0, 1, 2, 3> {
   static constexpr const char* kName = "LSTM";
   static constexpr int kGates = 4, kStates = 2, kSaved = 4, kGrads = 4;
   static constexpr bool kReadsH = false;
@@ -49,7 +57,7 @@ struct LstmCell {
   }
 };
 
-struct GruCell {
+struct GruCell : BuiltInCell<0, 1, 3> {
   static constexpr const char* kName = "GRU";
   static constexpr int kGates = 3, kStates = 1, kSaved = 4, kGrads = 4;
   static constexpr bool kReadsH = true;
@@ -76,7 +84,7 @@ struct GruCell {
 };
 
 template <class Activation>
-struct ElmanCell {
+struct ElmanCell : BuiltInCell<0> {
   static constexpr int kGates = 1, kStates = 1, kSaved = 1, kGrads = 1;
   static constexpr bool kReadsH = false;
 
@@ -106,8 +114,9 @@ using BuiltInCells = CellList<LstmCell, GruCell, TanhRnnCell, ReluRnnCell>;
 
 template <class Cell>
 constexpr CellTraits traits_of() {
-  static_assert(Cell::kStates <= kMaxStates && Cell::kGrads >= Cell::kGates);
-  return {Cell::kName, Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kGrads};
+  static_assert(Cell::kStates <= kMaxStates && Cell::kInputs <= kMaxInputs && Cell::kGrads >= Cell::kGates);
+  return {Cell::kName,    Cell::kGates,  Cell::kRecurrent, Cell::kStates,
+          Cell::kVectors, Cell::kInputs, Cell::kSaved,     Cell::kGrads};
 }
 
 }  // namespace fusedrnn

@@ -53,8 +53,19 @@ const CellDrivers& find_cell(std::string_view name) {
 void register_cell(const CellDrivers& cell) {
   Registry& r = registry();
   std::lock_guard lock(r.mutex);
-  if (r.find(cell.traits.name))
-    throw std::invalid_argument("fusedrnn: there is a cell " + std::string(cell.traits.name) + " already");
+  for (CellDrivers& known : r.cells) {
+    if (std::string_view(known.traits.name) != cell.traits.name) continue;
+    if (!(known.traits == cell.traits))
+      throw std::invalid_argument("fusedrnn: there is another cell " + std::string(cell.traits.name));
+    auto add = [](auto& to, const auto& from) {
+      if (!to.forward) to = from;
+    };
+    std::apply([&](auto&... to) { std::apply([&](const auto&... from) { (add(to, from), ...); }, cell.cpu); },
+               known.cpu);
+    std::apply([&](auto&... to) { std::apply([&](const auto&... from) { (add(to, from), ...); }, cell.cuda); },
+               known.cuda);
+    return;
+  }
   r.cells.push_back(cell);
 }
 

@@ -1,7 +1,8 @@
 // The narrow waist: everything a driver gets to know about one recurrent layer. No torch here and none below.
 //
-// T steps, N batch rows, R packed rows, I input, H hidden, P projected (H without projection), G gates, A saved values,
-// Q gate gradients (cells.h), D directions. Direction 1 runs t = T-1 .. 0. All arrays are dense and row-major.
+// T steps, N batch rows, R packed rows, I input, H hidden, P projected (H without projection), G gates, B of them with
+// a recurrent part, U unit vectors, A saved values, Q gate gradients (cells.h), D directions. Direction 1 runs t = T-1
+// .. 0. All arrays are dense and row-major.
 #pragma once
 
 #include <cstddef>
@@ -26,12 +27,19 @@ struct float16 {
 template <class T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-constexpr int kMaxStates = 4;
+constexpr int kMaxStates = 4, kMaxInputs = 4;
 
 // A cell's constants (cells.h) for callers that know it only at run time.
 struct CellTraits {
   const char* name;
-  int gates, states, saved, grads;
+  int gates, recurrent, states, vectors, inputs, saved, grads;
+
+  friend bool operator==(const CellTraits& a, const CellTraits& b) {
+    auto numbers = [](const CellTraits& t) {
+      return std::tuple(t.gates, t.recurrent, t.states, t.vectors, t.inputs, t.saved, t.grads);
+    };
+    return std::string_view(a.name) == b.name && numbers(a) == numbers(b);
+  }
 };
 
 struct Shape {
@@ -50,12 +58,13 @@ struct Batch {
 };
 
 template <class T>
-struct Weights {  // of one direction
-  const T* w_ih;  // [G, H, I]
-  const T* w_hh;  // [G, H, P]
-  const T* b_ih;  // [G, H] or null
-  const T* b_hh;  // [G, H] or null
-  const T* w_hr;  // [P, H] or null
+struct Weights {     // of one direction
+  const T* w_ih;     // [G, H, I]
+  const T* w_hh;     // [B, H, P]
+  const T* b_ih;     // [G, H] or null
+  const T* b_hh;     // [B, H] or null
+  const T* w_hr;     // [P, H] or null
+  const T* vectors;  // [U, H] or null
 };
 
 // Zoneout of a state: units keep their value in a step where `keeps` is true; without a mask all keep the fraction
@@ -77,16 +86,24 @@ struct State {
   T* last;   // [D, N, width]
 };
 
+// A per-step input of the cell, or its gradient.
+template <class T>
+struct StepInput {
+  T* values;      // [R], or [R, H]
+  bool per_unit;  // the latter?
+};
+
 template <class T>
 struct ScanParams {
   Shape shape;
   Batch batch;
   Weights<T> weights[2];  // per direction
   const T* x;             // [R, I]              CPU only, as w_ih and b_ih
-  const T* gates_x;       // x W_ih^T + b_ih. CPU: [R, D, G, H] in place of x (then I is 0), or null; CUDA: [D, R, G, H],
-                          // when training, planes 0 .. G-1 of saved
-  const T* h_mask;        // [D, N, P] or null   h is multiplied by it on its way into w_hh, in every step
-  State<T> states[kMaxStates];  // states[0] is h, of width P, and its steps are y; the others have width H
+  const T* gates_x;  // x W_ih^T + b_ih. CPU: [R, D, G, H] in place of x (then I is 0), or null; CUDA: [D, R, G, H],
+                     // when training, planes 0 .. G-1 of saved
+  const T* h_mask;   // [D, N, P] or null   h is multiplied by it on its way into w_hh, in every step
+  StepInput<const T> inputs[kMaxInputs];  // CPU only
+  State<T> states[kMaxStates];            // states[0] is h, of width P, and its steps are y; the others have width H
   // written by scan_forward, read by scan_backward
   T* saved;   // [D, R, A, H] or null
   T* hidden;  // [D, R, H] or null   h before its projection; the gradient of w_hr needs it
@@ -103,7 +120,7 @@ struct StepGrads {
 
 template <class T>
 struct WeightGrads {  // of one direction, shaped as in Weights; each null if not wanted
-  T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+  T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *vectors;
 };
 
 template <class T>
@@ -119,7 +136,8 @@ struct StateGrads {  // each shaped as in State
 template <class T>
 struct ScanGrads {
   StateGrads<T> states[kMaxStates];
-  T* dx;                      // of x [R, I], or of gates_x [R, D, G, H], or null   CPU only, as the next
+  T* dx;  // of x [R, I], or of gates_x [R, D, G, H], or null   CPU only, as the next
+  StepInput<T> inputs[kMaxInputs];
   WeightGrads<T> weights[2];  // per direction
   StepGrads<T> steps;         // CUDA only
 };
@@ -163,7 +181,8 @@ struct CellDrivers {
 };
 
 // LSTM, GRU, RNN_TANH and RNN_RELU are there from the start. Thread-safe; a reference stays valid. find_cell throws
-// std::invalid_argument for an unknown name, register_cell for a name that is taken.
+// std::invalid_argument for an unknown name. register_cell adds what a cell of the same name and traits has no driver
+// for yet, and throws where that cell has other traits.
 const CellDrivers& find_cell(std::string_view name);
 void register_cell(const CellDrivers& cell);
 

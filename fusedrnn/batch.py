@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -181,10 +184,11 @@ def take_reset(reset: Tensor | PackedSequence, batch: Batch) -> Tensor:
     return reset.transpose(0, 1) if batch.batch_first else reset
 
 
-def take_reset_state(reset_state, batch: Batch, like: tuple[Tensor, ...], names: str) -> list[Tensor]:
+def take_reset_state(reset_state, batch: Batch, like: Sequence[Tensor]) -> list[Tensor]:
     """reset_state in the full size of the states ``like``."""
     given = reset_state if isinstance(reset_state, (tuple, list)) else (reset_state,)
     if len(given) != len(like) or not all(isinstance(s, Tensor) for s in given):
+        names = {1: "a tensor", 2: "a pair (h, c)"}.get(len(like), f"{len(like)} tensors")
         raise ValueError(f"reset_state must be {names} like hx, got {describe(reset_state)}")
     found = []
     for s, state in zip(given, like, strict=True):
@@ -197,6 +201,66 @@ def take_reset_state(reset_state, batch: Batch, like: tuple[Tensor, ...], names:
             raise ValueError(f"reset_state must broadcast to {shape}, got {describe(s)}: {error}") from None
         found.append(batch.take_state(s))
     return found
+
+
+def take_step_inputs(cell, given: Mapping[str, Any] | None, batch: Batch, hidden: int) -> list[Tensor]:
+    """The inputs that the cell declares, [T, N] or [T, N, H], packed [R] or [R, H], in their order."""
+    x = batch.x if batch.nested is None else batch.nested
+    rows = list(x.shape[:-1]) if batch.batched else [x.size(0)]
+    taken = []
+    for t, size in zip(*named_inputs(cell, given), strict=True):
+        if isinstance(t, PackedSequence):
+            if batch.batch_sizes is None or not torch.equal(t.batch_sizes, batch.batch_sizes):
+                raise ValueError("an input can be a PackedSequence only beside one packed with the same batch_sizes")
+            t = t.data
+        check_step_input(t, (rows[::-1] if batch.batch_first else rows) + [hidden] * size, batch.x)
+        if batch.nested is not None:
+            t = _pad(t)
+        elif not batch.batched:
+            t = t.unsqueeze(1)
+        taken.append(t.transpose(0, 1) if batch.batch_first else t)
+    return taken
+
+
+def named_inputs(cell, given: Mapping[str, Any] | None) -> tuple[list[Any], list[int]]:
+    """What was given for the cell's inputs, in their order, and whether each has a value a unit (1) or one (0)."""
+    names, given = (*cell.inputs, *cell.unit_inputs), given or {}
+    if set(given) != set(names):
+        wanted = ", ".join(names) or "none"
+        raise ValueError(f"{cell.name} needs inputs={{...}} with: {wanted}; got {', '.join(map(str, given)) or 'none'}")
+    return [given[name] for name in names], [0] * len(cell.inputs) + [1] * len(cell.unit_inputs)
+
+
+def check_step_input(t, size: list[int], x: Tensor) -> None:
+    autocast = torch._C._is_any_autocast_enabled()
+    if not isinstance(t, Tensor) or _size(t) != size or t.device != x.device or not (t.dtype is x.dtype or autocast):
+        raise ValueError(f"an input of the cell must be {x.dtype} {size} on {x.device}, got {describe(t)}")
+
+
+class CallOptions(NamedTuple):
+    """What a call may ask for beyond torch.nn, as the user gave it; see :class:`fusedrnn.FusedLSTM`."""
+
+    lengths: Any = None
+    reset: Any = None
+    reset_state: Any = None
+    return_state_sequence: Any = False
+
+    def add_to(self, options, batch: Batch, initial: Sequence[Tensor], layers: int):
+        """Options of the stack, checked. What stands behind the ends of rows is taken out of batch.x."""
+        lengths, reset, wanted = batch.lengths, self.reset, self.return_state_sequence
+        if self.lengths is not None:
+            lengths = take_lengths(self.lengths, batch)
+        reset_states = ()
+        if self.reset_state is not None:
+            if reset is None:
+                raise ValueError("reset_state is given without reset, which says where it is to be taken")
+            reset_states = take_reset_state(self.reset_state, batch, initial)
+        if reset is not None:
+            reset = take_reset(reset, batch)
+        if wanted not in (False, True, "all"):
+            raise ValueError(f"return_state_sequence must be False, True or 'all', got {wanted!r}")
+        sequences = layers if wanted == "all" else int(wanted)
+        return options._replace(lengths=lengths, reset=reset, reset_states=reset_states, sequences=sequences)
 
 
 def episode_starts(dones: Tensor, batch_first: bool = False, first: bool | Tensor = False) -> Tensor:

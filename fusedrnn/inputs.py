@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
-DIFFERENTIABLE = ("x", "initial", *WEIGHTS, "reset_states")  # they come first in ScanInputs
+WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "vectors")
+DIFFERENTIABLE = ("x", "initial", *WEIGHTS, "reset_states", "step_inputs")  # they come first in ScanInputs
 
 
 class ScanInputs(NamedTuple):
@@ -17,11 +17,13 @@ class ScanInputs(NamedTuple):
     x: Tensor  # padded [T, N, I], or packed rows [R, I]; without w_ih and b_ih already projected: [.., D*G*H]
     initial: Sequence[Tensor]  # of each state [D, N, width]: h of width P, the others of width H
     w_ih: Sequence[Tensor]  # of each direction [G*H, I], or none
-    w_hh: Sequence[Tensor]  # [G*H, P]
-    b_ih: Sequence[Tensor] = ()  # [G*H], or none
+    w_hh: Sequence[Tensor]  # [B*H, P], none for B = 0
+    b_ih: Sequence[Tensor] = ()  # [G*H] and [B*H], or none
     b_hh: Sequence[Tensor] = ()
     w_hr: Sequence[Tensor] = ()  # [P, H] of a projection, or none
+    vectors: Sequence[Tensor] = ()  # [U, H], none for U = 0
     reset_states: Sequence[Tensor] = ()  # as initial, or none for zeros
+    step_inputs: Sequence[Tensor] = ()  # of the cell, each [T, N] or [T, N, H], packed [R] or [R, H]
     batch_sizes: Tensor | None = None  # [T] int64 on the CPU, of packed rows
     lengths: Tensor | None = None  # [N] int64, only with padded input
     reset: Tensor | None = None  # bool [T, N], packed [R]
@@ -34,7 +36,8 @@ class ScanInputs(NamedTuple):
 
     @property
     def directions(self) -> int:
-        return len(self.w_hh)
+        # no size where there is another way: sizes are tensors while an older exporter traces
+        return len(self.w_hh or self.w_ih) or (1 if self.one_step else self.initial[0].shape[0])
 
     def differentiable(self) -> list[Tensor]:
         """Those that can have gradients, which always come in this order."""

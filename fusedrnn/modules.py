@@ -10,11 +10,11 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
 from . import twin
-from .recurrent import Recurrent, self_contained
+from .dropin import DropIn, self_contained
 
 
 @self_contained
-class FusedLSTM(Recurrent[tuple[Tensor, Tensor], Tensor, PackedSequence]):
+class FusedLSTM(DropIn[tuple[Tensor, Tensor], Tensor, PackedSequence]):
     r"""A long short-term memory network of one or more layers, in place of :class:`torch.nn.LSTM`.
 
     .. math::
@@ -126,7 +126,7 @@ class FusedLSTM(Recurrent[tuple[Tensor, Tensor], Tensor, PackedSequence]):
         forget_bias: float | None = None,
         recompute: bool = False,
     ) -> None:
-        Recurrent.__init__(
+        DropIn.__init__(
             self, "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
             device, dtype, recurrent_dropout=recurrent_dropout, zoneout_h=zoneout_h, zoneout_c=zoneout_c,
             weight_drop=weight_drop, forget_bias=forget_bias, recompute=recompute,
@@ -144,7 +144,7 @@ class FusedLSTM(Recurrent[tuple[Tensor, Tensor], Tensor, PackedSequence]):
 
 
 @self_contained
-class FusedGRU(Recurrent[Tensor, None, None]):
+class FusedGRU(DropIn[Tensor, None, None]):
     r"""A network of gated recurrent units, in place of :class:`torch.nn.GRU`.
 
     .. math::
@@ -199,7 +199,7 @@ class FusedGRU(Recurrent[Tensor, None, None]):
         recompute: bool = False,
     ) -> None:
         _refuse_projection(proj_size)
-        Recurrent.__init__(
+        DropIn.__init__(
             self, "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
             device, dtype, recurrent_dropout=recurrent_dropout, zoneout_h=zoneout_h, weight_drop=weight_drop,
             recompute=recompute,
@@ -207,7 +207,7 @@ class FusedGRU(Recurrent[Tensor, None, None]):
 
 
 @self_contained
-class FusedRNN(Recurrent[Tensor, None, None]):
+class FusedRNN(DropIn[Tensor, None, None]):
     r"""Elman's simple recurrent network, in place of :class:`torch.nn.RNN`.
 
     .. math::
@@ -262,7 +262,7 @@ class FusedRNN(Recurrent[Tensor, None, None]):
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         mode = "RNN_TANH" if nonlinearity == "tanh" else "RNN_RELU"
-        Recurrent.__init__(
+        DropIn.__init__(
             self, mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
             device, dtype, recurrent_dropout=recurrent_dropout, zoneout_h=zoneout_h, weight_drop=weight_drop,
             recompute=recompute,

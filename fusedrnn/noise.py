@@ -41,6 +41,18 @@ class Noise(NamedTuple):
         return inputs._replace(h_mask=h_mask, zones=zones, w_hh=w_hh)
 
 
+def check_option(name: str, value: object) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name == "recompute":
+        good, wanted = isinstance(value, bool), "True or False"
+    elif name == "forget_bias":
+        good, wanted = number or value is None, "a number or None"
+    else:
+        good, wanted = number and 0 <= value <= 1, "a probability in range [0, 1]"
+    if not good:
+        raise ValueError(f"{name} should be {wanted}, got {value!r}")
+
+
 def dropout(x: Tensor, p: float) -> Tensor:
     """As torch.nn.functional.dropout in training; on the CPU with the same numbers."""
     return x * draw(x, [x], [p])[0]

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .backends import extension, onnx, operators, reference
+from .backends import compiled, extension, onnx, operators, reference
 from .inputs import ScanInputs
 
 # The vectors of the CPU kernels hold units of one row, those of PyTorch's operations hold rows. With at most so many
@@ -55,10 +55,11 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
     if not traced and inputs.initial[0].shape[-1] <= MOST_FEW_UNITS and _suits_torch(cell, sequences, inputs):
         return reference.torch_layer(cell, inputs)
     states = len(inputs.initial)
-    outputs = None if compiling else extension.scan(cell, sequences, recompute, inputs)
+    kernels = cell not in compiled.NAMES or compiled.has_kernels(cell, inputs.x.dtype, inputs.x.device.type)
+    outputs = extension.scan(cell, sequences, recompute, inputs) if kernels and not compiling else None
     if outputs is not None:
         steps, last = outputs[:states], outputs[states:]
-    elif _use_reference(inputs.x, inputs.tensors(), compiling):
+    elif not kernels or _use_reference(inputs.x, inputs.tensors(), compiling):
         steps, last = reference.scan(cell, inputs)
     elif onnx.is_exporting():
         steps, last = onnx.layer(cell, inputs, sequences)

@@ -13,14 +13,20 @@ from .noise import Noise, dropout
 from .scan import scan
 
 
-def _places(bias: bool, projection: bool) -> tuple[int, tuple[int | None, ...]]:
-    kinds = (*WEIGHTS[:2], *WEIGHTS[2:4] * bias, *WEIGHTS[4:] * projection)
+Kinds = tuple[int, tuple[int | None, ...]]
+
+
+def places(kinds: Sequence[str]) -> Kinds:
+    """How many weights a layer has in one direction, and the place of each of WEIGHTS among them."""
     return len(kinds), tuple(kinds.index(kind) if kind in kinds else None for kind in WEIGHTS)
 
 
-# By (bias, projection): how many parameters a layer of torch.nn has in one direction, and the place of each of
-# WEIGHTS among them.
-KINDS = {(bias, projection): _places(bias, projection) for bias in (False, True) for projection in (False, True)}
+# Of torch.nn's layers, by (bias, projection).
+KINDS = {
+    (bias, projection): places((*WEIGHTS[:2], *WEIGHTS[2:4] * bias, *WEIGHTS[4:5] * projection))
+    for bias in (False, True)
+    for projection in (False, True)
+}
 
 
 class Options(NamedTuple):
@@ -31,6 +37,7 @@ class Options(NamedTuple):
     lengths: Tensor | None = None
     reset: Tensor | None = None
     reset_states: Sequence[Tensor] = ()  # of all layers
+    step_inputs: Sequence[Tensor] = ()  # the same for all layers and directions
     sequences: int = 0  # the number of layers, counted from the last, of which all states after every step are wanted
     noise: Noise | None = None  # masks inside of the layers, drawn anew in every call
     recompute: bool = False
@@ -44,7 +51,7 @@ def run(
     x: Tensor,
     initial: Sequence[Tensor],
     weights: Sequence[Tensor],
-    kinds: tuple[int, tuple[int | None, ...]],
+    kinds: Kinds,
     layers: int,
     options: Options,
 ) -> tuple[Tensor, list[Tensor], list[list[Tensor | None]]]:
@@ -53,7 +60,7 @@ def run(
     Args:
         cell, x: as for :func:`fusedrnn.scan.scan`.
         initial: each state of all layers, [L*D, N, width].
-        weights, kinds: of all layers and directions, one after the other, and an entry of KINDS.
+        weights, kinds: of all layers and directions, one after the other, and what :func:`places` made of their kinds.
         layers: L.
 
     Returns:
@@ -75,7 +82,8 @@ def run(
                 [s.narrow(0, layer * directions, directions) for s in kind] for kind in (initial, reset_states)
             )
         parts = [() if i is None else weights[begin + i : end : count] for i in places]
-        inputs = ScanInputs(x, states, *parts, reset_states, options.batch_sizes, options.lengths, options.reset)
+        given = (reset_states, options.step_inputs, options.batch_sizes, options.lengths, options.reset)
+        inputs = ScanInputs(x, states, *parts, *given)
         if options.noise is not None:
             inputs = options.noise.apply(inputs)
         steps, last = scan(cell, inputs, layers - layer <= options.sequences, options.recompute)

@@ -9,7 +9,7 @@
 namespace fusedrnn {
 
 // States h, c and n: n is a moving average of c.
-struct ThreeStatesCell {
+struct ThreeStatesCell : BuiltInCell<0, 1, 2> {
   static constexpr const char* kName = "THREE_STATES";
   static constexpr int kGates = 3, kStates = 3, kSaved = 3, kGrads = 3;
   static constexpr bool kReadsH = false;
@@ -42,7 +42,7 @@ struct ThreeStatesCell {
 };
 
 // States h, c, n and m, with h in the equations and a gate whose two parts have different gradients.
-struct FourStatesCell {
+struct FourStatesCell : BuiltInCell<0, 1, 3> {
   static constexpr const char* kName = "FOUR_STATES";
   static constexpr int kGates = 3, kStates = 4, kSaved = 4, kGrads = 4;
   static constexpr bool kReadsH = true;

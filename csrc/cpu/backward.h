@@ -16,7 +16,7 @@ class Backward {
   using S = Arithmetic<T>;
   using V = Vec<S>;
   using E = Operand<T>;
-  static constexpr int G = Cell::kGates, A = Cell::kSaved, Q = Cell::kGrads;
+  static constexpr int B = Cell::kRecurrent, A = Cell::kSaved, Q = Cell::kGrads, kPlanes = planes_of<Cell>;
   static constexpr int64_t kBlockRows = 8 * kTileRows;
   static constexpr int64_t kChunkRows = 1024;  // rows whose gate gradients are summed up together, about
   static constexpr int kStates = Cell::kStates;
@@ -35,22 +35,25 @@ class Backward {
         P_(padded<S>(s.projected)),
         dstates(offset(kStates)),
         dhidden(projects ? s.directions * s.rows * H_ : 0),
-        dgates(s.directions * room * Q * s.hidden),
+        dgates(s.directions * room * kPlanes * s.hidden),
         dh_steps(projects ? s.directions * room * s.projected : 0),
         dresets(wants_resets() ? offset(kStates) : 0),
+        vectors(s.directions * Cell::kVectors * H_),
         zeros(s.hidden + s.projected),
         zero_bias(kPanel<S>) {
     zero<T>(zeros, s.hidden + s.projected);
     zero<S>(zero_bias, kPanel<S>);
     for (int d = 0; d < s.directions; ++d) {
-      w_hh[d].emplace(p.weights[d].w_hh, G * s.hidden, s.projected, pairs, s.packed_rows);
+      w_hh[d].emplace(p.weights[d].w_hh, B * s.hidden, s.projected, pairs, s.packed_rows);
       w_hr[d].emplace(p.weights[d].w_hr, s.projected, s.hidden, pairs, s.packed_rows);
       sums[d].emplace(p, g, d, room);
+      for (int u = 0; u < Cell::kVectors; ++u)
+        widen_row(vectors + (d * Cell::kVectors + u) * H_, p.weights[d].vectors + u * s.hidden, s.hidden);
     }
   }
 
   void run() {
-    double flops = 2.0 * s.packed_rows * s.directions * G * s.hidden * s.projected;
+    double flops = 2.0 * s.packed_rows * s.directions * B * s.hidden * s.projected;
     size_t last = chunks.size() - 2;
     Division division = divide<Cell>(p, flops);
     for (size_t i = 0; i <= last; ++i) {
@@ -108,7 +111,7 @@ class Backward {
 
   void sum_up(size_t i) {
     constexpr double kFlopsWorthAThread = 1e6;
-    double flops = 2.0 * s.packed_rows * s.directions * G * s.hidden * (2.0 * s.input + s.projected);
+    double flops = 2.0 * s.packed_rows * s.directions * s.hidden * (2.0 * Cell::kGates * s.input + B * s.projected);
     size_t last = chunks.size() - 2;
     Barrier barrier;
     team(flops < kFlopsWorthAThread ? 1 : max_threads(), [&](int64_t member, int64_t members) {
@@ -117,7 +120,7 @@ class Backward {
         barrier.sync(members);
         for (int d = 0; d < s.directions; ++d) {
           bool begun = s.directions == 2 && (2 * i > last || (2 * i == last && d == 1));
-          sums[d]->add(member, members, chunk(d, i), dgates + d * room * Q * s.hidden,
+          sums[d]->add(member, members, chunk(d, i), dgates + d * room * kPlanes * s.hidden,
                        dh_steps + d * (projects ? room * s.projected : 0), i == 0, i == last, begun);
         }
       });
@@ -215,13 +218,13 @@ class Backward {
       through_w_hr(part, count, live, a, tile);
     }
     for (int64_t m = 0; m < count; ++m) {
-      E* row = dgates + (first + m) * Q * s.hidden;
+      E* row = dgates + (first + m) * kPlanes * s.hidden;
       differentiate(part, walk, t, live[m], row);
       rows[m] = row;
     }
     part.sync_or_take_over(s);
-    as_operands<E, S>(count, Q * s.hidden, rows, pairs, wide, a);
-    through_w_hh(part, t % 2, count, live, a, tile);
+    if (B) as_operands<E, S>(count, Q * s.hidden, rows, pairs, wide, a);
+    if (B) through_w_hh(part, t % 2, count, live, a, tile);
     for (int64_t m = 0; m < count; ++m)
       if (walk.reset_before(t, live[m])) divert(part, live[m]);
   }
@@ -253,7 +256,7 @@ class Backward {
     if (projects) dstate[0] = dhidden + (d * s.rows + n) * H_;
     for (int64_t j = part.unit; j < part.unit_end; j += V::kLanes) {
       int64_t left = s.hidden - j;
-      V keep[A], prev[kStates], ds[kStates], past[kStates], dgate[Q];
+      V keep[A], prev[kStates + Cell::kVectors + Cell::kInputs], ds[kStates], past[kStates], dgate[kPlanes];
 #pragma GCC unroll 4
       for (int i = 0; i < A; ++i) keep[i] = V::load(saved + i * s.hidden + j, left);
 #pragma GCC unroll 4
@@ -264,6 +267,7 @@ class Backward {
         past[k] = V(0);
         if (zones(k)) past[k] = zoneout_bypass(fraction_kept<S>(p.states[k].zone, place * s.hidden + j, left), &ds[k]);
       }
+      load_operands<Cell>(p, r, j, vectors + d * Cell::kVectors * H_, prev + kStates);
       Cell::backward(keep, prev, ds, dgate);
 #pragma GCC unroll 4
       for (int k = 0; k < kStates; ++k) {
@@ -271,7 +275,7 @@ class Backward {
         ds[k].store(dstate[k] + j);
       }
 #pragma GCC unroll 4
-      for (int q = 0; q < Q; ++q) dgate[q].store(dgates + q * s.hidden + j, left);
+      for (int q = 0; q < kPlanes; ++q) dgate[q].store(dgates + q * s.hidden + j, left);
     }
   }
 
@@ -280,18 +284,18 @@ class Backward {
 
   const T* mask(int d, int64_t n) const { return p.h_mask + (d * s.rows + n) * s.projected; }
 
-  // dh += dr @ W_hh. dr is the first G-1 planes of dgates and its last one.
+  // dh += dr @ W_hh, for planes of dr that follow each other at once.
   void through_w_hh(const Partition& part, bool backwards, int64_t count, const int64_t* live, const S* const* a,
                     S* tile) {
-    int64_t lead = (Q == G ? G : G - 1) * s.hidden;
     for_panels<S>(part, part.out, part.out_end, s.projected, backwards, [&](int64_t j, int64_t columns) {
       for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        const Matrix<T>& w = *w_hh[part.d];
-        w.multiply(block_rows, j, columns, 0, lead, a + m, zero_bias, 0, tile, kPanel<S>);
-        if constexpr (Q > G) {
-          const S* last[kBlockRows];
-          for (int64_t b = 0; b < block_rows; ++b) last[b] = a[m + b] + ((Q - 1) * s.hidden >> pairs);
-          w.multiply(block_rows, j, columns, lead, s.hidden, last, tile, kPanel<S>, tile, kPanel<S>);
+        constexpr const int* kPlane = Cell::kRecurrentGrads;
+        for (int k = 0, end; k < B; k = end) {
+          for (end = k + 1; end < B && kPlane[end] == kPlane[end - 1] + 1;) ++end;
+          const S* from[kBlockRows];
+          for (int64_t b = 0; b < block_rows; ++b) from[b] = a[m + b] + (kPlane[k] * s.hidden >> pairs);
+          w_hh[part.d]->multiply(block_rows, j, columns, k * s.hidden, (end - k) * s.hidden, from, k ? tile : zero_bias,
+                                 k ? kPanel<S> : 0, tile, kPanel<S>);
         }
         for (int64_t b = 0; b < block_rows; ++b) {
           S* own = tile + b * kPanel<S>;
@@ -323,9 +327,10 @@ class Backward {
   int64_t H_, P_;      // H and P, padded to whole vectors
   Buffer<S> dstates;   // [D, N, P_] of h, then [D, N, H_] of each other state: between two steps
   Buffer<S> dhidden;   // [D, N, H_]  of the hidden state before projection
-  Buffer<E> dgates;    // [D, room, Q, H]  of one chunk
+  Buffer<E> dgates;    // [D, room, kPlanes, H]  of one chunk
   Buffer<E> dh_steps;  // [D, room, P]     total gradient of each step's output, of one chunk
   Buffer<S> dresets;   // the same, summed over all resets
+  Buffer<S> vectors;   // [D, U, H_]
   Buffer<T> zeros;
   Buffer<S> zero_bias;
 };

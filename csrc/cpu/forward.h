@@ -2,7 +2,7 @@
 // the projection nor the gates leave the cache.
 #pragma once
 
-#include "steps.h"
+#include "gates.h"
 #include "vec2.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
@@ -11,26 +11,20 @@ template <class Cell, class T>
 class Forward {
   using S = Arithmetic<T>;
   using V = Vec<S>;
-  static constexpr int G = Cell::kGates, A = Cell::kSaved, kStates = Cell::kStates;
+  static constexpr int G = Cell::kGates, B = Cell::kRecurrent, A = Cell::kSaved, kStates = Cell::kStates;
+  static constexpr int U = Cell::kVectors, E = Cell::kInputs;
   static constexpr int64_t kChunkRows = 96;             // rows the input projection is made for at a time, at least
   static constexpr int64_t kBlockRows = 4 * kTileRows;  // rows whose gates are kept in L1 at a time
-  static constexpr bool kIsBfloat16 = std::is_same_v<T, bfloat16> && std::endian::native == std::endian::little;
 
  public:
   explicit Forward(const ScanParams<T>& params)
       : p(params),
         s(params.shape),
-        packs(s.packed_rows >= kRowsWorthPacking),
-        pairs_of_x(packs && kIsBfloat16 && kDotProducts && s.input % 2 == 0),
-        pairs(packs && kIsBfloat16 && s.projected % 2 == 0 && (kDotProducts || few_rows())),
+        gates(params, is_one_chunk()),
         projects(params.weights[0].w_hr),
         H_(padded<S>(s.hidden)),
         P_(padded<S>(s.projected)),
-        w_ih(packs ? s.directions * G * s.input * H_ >> pairs_of_x : 0),
-        w_hh(packs ? s.directions * G * s.projected * H_ >> pairs : 0),
         w_hr(projects ? s.directions * s.hidden * P_ : 0),
-        b_ih(s.directions * G * H_),
-        b_hh(s.directions * G * H_),
         carried((kStates - 1) * s.directions * s.rows * H_),
         hidden(projects && !p.hidden ? s.directions * s.rows * s.hidden : 0),
         zeros(s.hidden + s.projected),
@@ -40,7 +34,7 @@ class Forward {
   }
 
   void run() {
-    double flops = 2.0 * s.packed_rows * s.directions * G * s.hidden * (s.input + s.projected);
+    double flops = 2.0 * s.packed_rows * s.directions * s.hidden * (G * s.input + B * s.projected);
     Division division = divide<Cell>(p, flops);
     run_partitioned(p, division, [&](const Partition& part) {
       pack_weights(part);
@@ -55,81 +49,14 @@ class Forward {
     S* gates_x;  // [G, width]
   };
 
-  // Few rows are bound by the bytes of W_hh: then it stays bfloat16 and is widened in every step.
-  bool few_rows() const { return s.rows == 1 || (s.rows <= kTileRows && is_large<Cell, S>(s)); }
-
   bool is_one_chunk() const { return s.packed_rows < 2 * kChunkRows; }
-  // Where W_ih is used once, each panel is packed just before its use, so that packed panels never leave the cache. Not
-  // where rows are split: there every thread needs all panels.
-  bool packs_w_ih_late(const Partition& part) const {
-    return packs && is_one_chunk() && (part.splits_units() || part.members == 1);
-  }
-
   // Each thread packs a part.
   void pack_weights(const Partition& part) {
-    const Weights<T>& w = p.weights[part.d];
-    for_packed<S>(part, s.hidden, [&](int64_t begin, int64_t end) {
-      for_panels<S>(begin, end, false, [&](int64_t j, int64_t columns) { pack_gates(part, j, columns); });
-    });
+    gates.pack(part);
     for_packed<S>(part, projects ? s.projected : 0, [&](int64_t begin, int64_t end) {
-      pack_transposed(w.w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden,
+      pack_transposed(p.weights[part.d].w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden,
                       w_hr + (part.d * P_ + begin) * s.hidden);
     });
-  }
-
-  void pack_gates(const Partition& part, int64_t j, int64_t columns) {
-    const Weights<T>& w = p.weights[part.d];
-    for (int g = 0; g < G; ++g) {
-      int64_t unit = g * s.hidden + j;
-      if (packs) {
-        if (!packs_w_ih_late(part))
-          pack_gate(w.w_ih + unit * s.input, columns, s.input, pairs_of_x,
-                    w_ih + at(part.d, j, g, columns, s.input, pairs_of_x));
-        pack_gate(w.w_hh + unit * s.projected, columns, s.projected, pairs,
-                  w_hh + at(part.d, j, g, columns, s.projected, pairs));
-      }
-      pack_bias(w.b_ih, unit, columns, b_ih + (part.d * G + g) * H_ + j);
-      pack_bias(w.b_hh, unit, columns, b_hh + (part.d * G + g) * H_ + j);
-    }
-  }
-
-  void pack_gate(const T* w, int64_t columns, int64_t k, bool in_pairs, S* packed) {
-    (in_pairs ? pack_transposed_pairs<T, S> : pack_transposed<T, S>)(w, columns, k, k, packed);
-  }
-
-  void pack_bias(const T* bias, int64_t unit, int64_t columns, S* packed) {
-    if (bias)
-      widen_row(packed, bias + unit, columns);
-    else
-      zero(packed, padded<S>(columns));
-  }
-
-  // Where the packed panel of gate g of units j .. j + columns begins. The gates of a unit lie together.
-  int64_t at(int d, int64_t j, int g, int64_t columns, int64_t k, bool in_pairs = false) const {
-    return ((d * H_ + j) * G + g * padded<S>(columns)) * k >> in_pairs;
-  }
-
-  // One of the two products that make the gates: W_ih's or W_hh's, of one direction.
-  struct GateProduct {
-    const T* w;       // [G, H, k]
-    const S* packed;  // [G*H_, k], perhaps in pairs
-    const S* bias;    // [G, H_]
-    int d;
-    int64_t k;
-    bool pairs;
-  };
-  GateProduct of_input(int d) const { return {p.weights[d].w_ih, w_ih, b_ih + d * G * H_, d, s.input, pairs_of_x}; }
-  GateProduct recurrent(int d) const { return {p.weights[d].w_hh, w_hh, b_hh + d * G * H_, d, s.projected, pairs}; }
-
-  // c = b + a W^T for gate g of units j .. j + columns.
-  void multiply_by(const GateProduct& product, int64_t j, int g, int64_t columns, int64_t rows, const S* const* a, S* c,
-                   int64_t c_stride) {
-    const S* bias = product.bias + g * H_ + j;
-    if (packs)
-      multiply(rows, columns, a, product.k, product.packed + at(product.d, j, g, columns, product.k, product.pairs),
-               bias, 0, c, c_stride, product.pairs);
-    else
-      multiply_unpacked(rows, columns, a, product.k, product.w + (g * s.hidden + j) * product.k, bias, c, c_stride);
   }
 
   // What a thread needs besides for its rows, `room` of them at a time.
@@ -140,8 +67,8 @@ class Forward {
           a(room),
           wide(kWidens<T, S> ? room * padded<S>(f.s.input > f.s.hidden ? f.s.input : f.s.hidden) : 0),
           gates_x(room * G * padded<S>(part.unit_end - part.unit)),
-          gates_r(kBlockRows * G * kPanel<S>),
-          panel(f.packs_w_ih_late(part) ? kPanel<S> * f.s.input : 0),
+          gates_r(kBlockRows * B * kPanel<S>),
+          panel(f.gates.packs_input_late(part) ? kPanel<S> * f.s.input : 0),
           masked(f.p.h_mask ? (part.row_end - part.row) * padded<S>(f.s.projected) : 0) {}
 
     Buffer<Row> rows;
@@ -149,7 +76,7 @@ class Forward {
     Buffer<const S*> a;  // rows as products take them
     Buffer<S> wide;      // rows in the type of arithmetic
     Buffer<S> gates_x;   // [room, G, width]
-    Buffer<S> gates_r;   // [kBlockRows, G, kPanel]
+    Buffer<S> gates_r;   // [kBlockRows, B, kPanel]
     Buffer<S> panel;     // of W_ih, if it is packed just before its use
     Buffer<S> masked;    // h times h_mask
   };
@@ -218,19 +145,11 @@ class Forward {
         widen_row(space.rows[m].gates_x + g * width, p.gates_x + place + g * s.hidden, units);
     }
     if (p.gates_x) return;
-    as_operands<T, S>(rows, s.input, space.h, pairs_of_x, space.wide, space.a);
-    GateProduct product = of_input(part.d);
+    as_operands<T, S>(rows, s.input, space.h, gates.input_pairs, space.wide, space.a);
     for_panels<S>(part, part.unit, part.unit_end, s.hidden, false, [&](int64_t j, int64_t columns) {
-      for (int g = 0; g < G; ++g) {
-        S* to = space.gates_x + g * width + j - part.unit;
-        if (packs_w_ih_late(part)) {
-          pack_gate(product.w + (g * s.hidden + j) * s.input, columns, s.input, pairs_of_x, space.panel);
-          multiply<S>(rows, columns, space.a, s.input, space.panel, product.bias + g * H_ + j, 0, to, G * width,
-                      pairs_of_x);
-        } else {
-          multiply_by(product, j, g, columns, rows, space.a, to, G * width);
-        }
-      }
+      for (int g = 0; g < G; ++g)
+        gates.input_part(part, j, g, columns, rows, space.a, space.panel, space.gates_x + g * width + j - part.unit,
+                         G * width);
     });
   }
 
@@ -241,20 +160,20 @@ class Forward {
       space.h[m] = walk.before(0, t, n);
       if (kStates > 1 && walk.reset_before(t, n)) reset(part, walk, n);
     }
-    as_operands<T, S>(live, s.projected, space.h, pairs, space.wide, space.a);
-    if (p.h_mask) mask_rows(walk, rows, live, space);
-    GateProduct product = recurrent(part.d);
+    if (B) as_operands<T, S>(live, s.projected, space.h, gates.pairs, space.wide, space.a);
+    if (B && p.h_mask) mask_rows(walk, rows, live, space);
     for_panels<S>(part, part.unit, part.unit_end, s.hidden, t % 2, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
         prefetch_states(walk, rows + m, block_rows, j, columns);
-        for (int i = 0; i < G; ++i) {
-          for (int64_t b = 0; p.saved && b < block_rows; ++b)  // not all at once: they would fill L1
+        for (int i = 0; i < B; ++i) {
+          for (int64_t b = 0; p.saved && i < A && b < block_rows; ++b)  // not all at once: they would fill L1
             prefetch_for_write(saved_row(part.d, rows[m + b]) + i * s.hidden + j, columns);
-          int g = t % 2 ? G - 1 - i : i;  // as the panels
-          multiply_by(product, j, g, columns, block_rows, space.a + m, space.gates_r + g * kPanel<S>, G * kPanel<S>);
+          int g = t % 2 ? B - 1 - i : i;  // as the panels
+          gates.recurrent_part(part.d, j, g, columns, block_rows, space.a + m, space.gates_r + g * kPanel<S>,
+                               B * kPanel<S>);
         }
         for (int64_t b = 0; b < block_rows; ++b)
-          activate(part, rows[m + b], j, columns, space.h[m + b], space.gates_r + b * G * kPanel<S>);
+          activate(part, rows[m + b], j, columns, space.h[m + b], space.gates_r + b * B * kPanel<S>);
       });
     });
     if (projects) project_hidden(part, walk, t, rows, live, space);
@@ -264,7 +183,7 @@ class Forward {
     for (int64_t m = 0; m < live; ++m) {
       S* row = space.masked + m * padded<S>(s.projected);
       const T* mask = p.h_mask + walk.state(rows[m].n, s.projected, 0);
-      if (kDotProducts && pairs)
+      if (kDotProducts && gates.pairs)
         multiply_row<S>(reinterpret_cast<T*>(row), space.h[m], mask, s.projected);
       else
         multiply_row<S>(row, space.a[m], mask, s.projected);
@@ -301,25 +220,25 @@ class Forward {
       steps[k] = p.states[k].steps ? p.states[k].steps + place * s.hidden : nullptr;
     }
     bool zone_h = p.states[0].zone && !projects;
-    auto units = [&]<class U>(U, int64_t v) {
+    auto units = [&]<class W>(W, int64_t v) {
       int64_t j = j0 + v, n = s.hidden - j;
-      U x[G], r[G], state[kStates], before[kStates], keep[A];
+      W x[G + U + E], r[B ? B : 1], state[kStates], before[kStates], keep[A];
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) {
-        x[g] = U::load(row.gates_x + g * width + j - part.unit);
-        r[g] = U::load(gates_r + g * kPanel<S> + v);
-      }
-      state[0] = Cell::kReadsH ? U::load(h + j, n) : U(0);
+      for (int g = 0; g < G; ++g) x[g] = W::load(row.gates_x + g * width + j - part.unit);
 #pragma GCC unroll 4
-      for (int k = 1; k < kStates; ++k) state[k] = before[k] = U::load(carry[k] + j);
+      for (int g = 0; g < B; ++g) r[g] = W::load(gates_r + g * kPanel<S> + v);
+      load_operands<Cell>(p, row.index, j, gates.vector(part.d, 0), x + G);
+      state[0] = Cell::kReadsH ? W::load(h + j, n) : W(0);
+#pragma GCC unroll 4
+      for (int k = 1; k < kStates; ++k) state[k] = before[k] = W::load(carry[k] + j);
       Cell::forward(x, r, state, keep);
       if (zone_h)
-        state[0] = blend(fraction_kept<S, U>(p.states[0].zone, place * s.hidden + j, n), U::load(h + j, n), state[0]);
+        state[0] = blend(fraction_kept<S, W>(p.states[0].zone, place * s.hidden + j, n), W::load(h + j, n), state[0]);
       state[0].store(steps[0] + j, n);
 #pragma GCC unroll 4
       for (int k = 1; k < kStates; ++k) {
         if (const Zone& zone = p.states[k].zone)
-          state[k] = blend(fraction_kept<S, U>(zone, place * s.hidden + j, n), before[k], state[k]);
+          state[k] = blend(fraction_kept<S, W>(zone, place * s.hidden + j, n), before[k], state[k]);
         state[k].store(carry[k] + j);
         if (steps[k]) state[k].store(steps[k] + j, n);
       }
@@ -381,13 +300,12 @@ class Forward {
 
   const ScanParams<T>& p;
   const Shape& s;
-  bool packs, pairs_of_x, pairs, projects;
-  int64_t H_, P_;        // H and P, padded to whole vectors
-  Buffer<S> w_ih, w_hh;  // [D] packed matrices [G*H_, I] and [G*H_, P], perhaps in pairs
-  Buffer<S> w_hr;        // [D] packed matrix [P_, H]
-  Buffer<S> b_ih, b_hh;  // [D, G, H_]
-  Buffer<S> carried;     // [S-1, D, N, H_]  the states but h, between two steps
-  Buffer<T> hidden;      // [D, N, H]   the hidden state before projection, unless it is an output
+  Gates<Cell, T> gates;
+  bool projects;
+  int64_t H_, P_;     // H and P, padded to whole vectors
+  Buffer<S> w_hr;     // [D] packed matrix [P_, H]
+  Buffer<S> carried;  // [S-1, D, N, H_]  the states but h, between two steps
+  Buffer<T> hidden;   // [D, N, H]   the hidden state before projection, unless it is an output
   Buffer<T> zeros;
   Buffer<S> zero_bias;
 };

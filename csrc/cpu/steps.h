@@ -174,10 +174,23 @@ int64_t row_part(const ScanParams<T>& p, int64_t i, int64_t members) {
 
 constexpr int64_t kCacheOfACore = 1 << 20;  // bytes
 
+// What a cell is given beside gates and states, for units j on of a packed row: unit vectors ([U, H] in rows of
+// padded(H)) and per-step inputs.
+template <class Cell, class T, class S, class V>
+FUSEDRNN_FN void load_operands(const ScanParams<T>& p, int64_t row, int64_t j, const S* vectors, V* to) {
+  constexpr int U = Cell::kVectors;
+  for (int u = 0; u < U; ++u) to[u] = V::load(vectors + u * padded<S>(p.shape.hidden) + j);
+  for (int e = 0; e < Cell::kInputs; ++e) {
+    const StepInput<const T>& input = p.inputs[e];
+    to[U + e] = input.per_unit ? V::load(input.values + row * p.shape.hidden + j, p.shape.hidden - j)
+                               : V(static_cast<S>(widen(input.values[row])));
+  }
+}
+
 // Is W_hh, as it is packed, too large for one core to keep?
 template <class Cell, class S>
 bool is_large(const Shape& s) {
-  return Cell::kGates * s.hidden * s.projected * static_cast<int64_t>(sizeof(S)) > kCacheOfACore;
+  return Cell::kRecurrent * s.hidden * s.projected * static_cast<int64_t>(sizeof(S)) > kCacheOfACore;
 }
 
 // How a layer is divided among threads: groups for its directions, and members of each for rows or units.
@@ -192,7 +205,7 @@ template <class Cell, class T>
 Division divide(const ScanParams<T>& p, double flops) {
   constexpr double kFlopsWorthAThread = 1e6, kFlopsWorthASync = 3e4;
   const Shape& s = p.shape;
-  double weights = static_cast<double>(Cell::kGates) * s.hidden * s.projected;
+  double weights = static_cast<double>(Cell::kRecurrent) * s.hidden * s.projected;
   int64_t wanted = flops < kFlopsWorthAThread ? 1 : max_threads(), groups = least(wanted, s.directions);
   int64_t members = wanted / groups;
   if (members > 1 && 2.0 * s.rows * weights > kFlopsWorthASync * members &&

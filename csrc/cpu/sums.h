@@ -7,6 +7,10 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
+// Planes of a row that Cell::backward makes: gradients of gates, vectors and per-step inputs.
+template <class Cell>
+constexpr int planes_of = Cell::kGrads + Cell::kVectors + Cell::kInputs;
+
 // One weight's gradient [units, width] while it is summed up: in its place, or beside it where that has another type or
 // rows that are no whole vectors.
 template <class T>
@@ -92,7 +96,7 @@ class Sums {
   using V = Vec<S>;
   using E = Operand<T>;
   using Row = typename PackedRows<T>::Row;
-  static constexpr int G = Cell::kGates, Q = Cell::kGrads;
+  static constexpr int G = Cell::kGates, Q = Cell::kGrads, U = Cell::kVectors, kPlanes = planes_of<Cell>;
   static constexpr int64_t kBlockUnits = 64, kBlockRows = 4 * kTileRows;
 
  public:
@@ -105,11 +109,11 @@ class Sums {
         room(rows_at_most),
         dw(g.weights[d]),
         w_ih(dw.w_ih, G * s.hidden, s.input),
-        w_hh(dw.w_hh, G * s.hidden, s.projected),
+        w_hh(dw.w_hh, Cell::kRecurrent * s.hidden, s.projected),
         w_hr(dw.w_hr, s.projected, s.hidden),
         H_(padded<S>(s.hidden)),
-        bias(dw.b_ih || dw.b_hh ? Q * H_ : 0),
-        lost_of_bias(dw.b_ih || dw.b_hh ? Q * H_ : 0),
+        bias((Q + U) * H_),
+        lost_of_bias((Q + U) * H_),
         x(dw.w_ih, room, s.input),
         h_before(dw.w_hh, room, s.projected),
         hidden(dw.w_hr, room, s.hidden),
@@ -135,6 +139,8 @@ class Sums {
         if (!walk.alive(t, n)) {
           int64_t width = p.gates_x ? s.directions * G * s.hidden : s.input;
           if (g.dx && member == 0) zero(g.dx + r * width, width);
+          for (int e = 0; e < Cell::kInputs && member == 0; ++e)
+            if (T* values = g.inputs[e].values) zero(values + r * input_width(e), input_width(e));
           continue;
         }
         if (++k < begin || k >= end) continue;
@@ -148,26 +154,33 @@ class Sums {
     hidden.pack(begin, end, steps.rows, outputs);
   }
 
-  // dgates [rows, Q, H] and dh_steps [rows, P] of the chunk. first, last: of the chunks of this direction; begun: the
-  // other direction has been here.
+  // dgates [rows, kPlanes, H] and dh_steps [rows, P] of the chunk. first, last: of the chunks of this direction; begun:
+  // the other direction has been here.
   void add(int64_t member, int64_t members, const Steps& steps, const E* dgates, const E* dh_steps, bool first,
            bool last, bool begun) const {
-    if (g.dx)
-      add_dx(boundary(steps.rows, member, members, 1), boundary(steps.rows, member + 1, members, 1), dgates, begun);
+    int64_t row = boundary(steps.rows, member, members, 1), row_end = boundary(steps.rows, member + 1, members, 1);
+    if (g.dx) add_dx(row, row_end, dgates, begun);
+    for (int e = 0; e < Cell::kInputs; ++e)
+      if (g.inputs[e].values) add_input(e, row, row_end, dgates, begun);
     Buffer<S> pairs_of_rows(kDotProducts ? kBlockUnits * ((steps.rows + 1) / 2) : 0);
     int64_t H = s.hidden, begin = boundary(H, member, members, V::kLanes),
             end = boundary(H, member + 1, members, V::kLanes);
-    for (int q = 0; q < Q; ++q) {
-      bool of_x = q < G, of_h = q < G - 1 || q == Q - 1;
-      int64_t gate = q < G - 1 ? q : G - 1;
+    for (int q = 0; q < Q + U; ++q) {
+      bool of_x = q < G, of_vector = q >= Q;
+      int k = recurrent_gate(q);
       for (int64_t j = begin; j < end; j += kBlockUnits) {
         int64_t units = least(end - j, kBlockUnits);
-        if (bias_wanted()) add_bias(dgates + q * H + j, steps.rows, units, q * H_ + j, first, last);
-        Columns a = columns(dgates + q * H + j, Q * H, steps.rows, units, pairs_of_rows);
-        if (of_x) add_product(w_ih, gate * H + j, units, a, x, steps.rows, first, last);
-        if (of_h) add_product(w_hh, gate * H + j, units, a, h_before, steps.rows, first, last);
-        if (last && of_x && dw.b_ih) narrow_row(dw.b_ih + gate * H + j, bias + q * H_ + j, units);
-        if (last && of_h && dw.b_hh) narrow_row(dw.b_hh + gate * H + j, bias + q * H_ + j, units);
+        const E* plane = dgates + q * H + j;
+        if (of_vector ? dw.vectors != nullptr : dw.b_ih || dw.b_hh)
+          add_bias(plane, steps.rows, units, q * H_ + j, first, last);
+        if (of_x || k >= 0) {
+          Columns a = columns(plane, kPlanes * H, steps.rows, units, pairs_of_rows);
+          if (of_x) add_product(w_ih, q * H + j, units, a, x, steps.rows, first, last);
+          if (k >= 0) add_product(w_hh, k * H + j, units, a, h_before, steps.rows, first, last);
+        }
+        if (last && of_x && dw.b_ih) narrow_row(dw.b_ih + q * H + j, bias + q * H_ + j, units);
+        if (last && k >= 0 && dw.b_hh) narrow_row(dw.b_hh + k * H + j, bias + q * H_ + j, units);
+        if (last && of_vector && dw.vectors) narrow_row(dw.vectors + (q - Q) * H + j, bias + q * H_ + j, units);
       }
     }
     if (!dw.w_hr) return;
@@ -181,21 +194,46 @@ class Sums {
   }
 
  private:
-  bool bias_wanted() const { return dw.b_ih || dw.b_hh; }
+  // The recurrent gate whose gradient is plane q, or -1.
+  static int recurrent_gate(int q) {
+    for (int k = 0; k < Cell::kRecurrent; ++k)
+      if (Cell::kRecurrentGrads[k] == q) return k;
+    return -1;
+  }
+
+  int64_t input_width(int e) const { return g.inputs[e].per_unit ? s.hidden : 1; }
+
+  // The gradient of per-step input e, (+)= its plane, or the sum over the plane's units.
+  void add_input(int e, int64_t begin, int64_t end, const E* dgates, bool begun) const {
+    for (int64_t k = begin; k < end; ++k) {
+      const E* plane = dgates + (k * kPlanes + Q + U + e) * s.hidden;
+      T* to = g.inputs[e].values + places[k] * input_width(e);
+      V total(0);
+      for (int64_t j = 0; j < s.hidden; j += V::kLanes) {
+        V value = V::load(plane + j, s.hidden - j);
+        total = total + value;
+        if (g.inputs[e].per_unit) (begun ? value + V::load(to + j, s.hidden - j) : value).store(to + j, s.hidden - j);
+      }
+      if (g.inputs[e].per_unit) continue;
+      S sum = begun ? widen(*to) : S(0);
+      for (int lane = 0; lane < V::kLanes; ++lane) sum += total.v[lane];
+      V(sum).store(to, 1);
+    }
+  }
 
   // dx (+)= dgates W_ih; the gradient of gates_x is dgates itself
   void add_dx(int64_t begin, int64_t end, const E* dgates, bool begun) const {
     int64_t K = G * s.hidden;
     for (int64_t k = begin; p.gates_x && k < end; ++k)
       for (int64_t n = 0; n < K; n += V::kLanes)
-        V::load(dgates + k * Q * s.hidden + n, K - n).store(g.dx + (places[k] * s.directions + d) * K + n, K - n);
+        V::load(dgates + k * kPlanes * s.hidden + n, K - n).store(g.dx + (places[k] * s.directions + d) * K + n, K - n);
     if (p.gates_x) return;
     Buffer<S> tile(kBlockRows * kPanel<S>), wide(kDotProducts && !pairs ? kBlockRows * padded<S>(K) : 0);
     for_panels<S>(0, s.input, false, [&](int64_t n, int64_t columns) {
       for_blocks(end - begin, kBlockRows, [&](int64_t m, int64_t rows) {
         const E* own[kBlockRows];
         const S* a[kBlockRows];
-        for (int64_t b = 0; b < rows; ++b) own[b] = dgates + (begin + m + b) * Q * s.hidden;
+        for (int64_t b = 0; b < rows; ++b) own[b] = dgates + (begin + m + b) * kPlanes * s.hidden;
         as_operands<E, S>(rows, K, own, pairs, wide, a);
         w_ih_of_dx.multiply(rows, n, columns, 0, K, a, zero_bias, 0, tile, kPanel<S>);
         for (int64_t b = 0; b < rows; ++b) {
@@ -231,7 +269,7 @@ class Sums {
   // errors of the outer sum are kept and added at the end.
   void add_bias(const E* from, int64_t rows, int64_t units, int64_t to, bool first, bool last) const {
     constexpr int64_t kChain = 16;
-    int64_t stride = Q * s.hidden;
+    int64_t stride = kPlanes * s.hidden;
     for (int64_t m = 0; m < units; m += V::kLanes, to += V::kLanes) {
       V total = first ? V(0) : V::load(bias + to), lost = first ? V(0) : V::load(lost_of_bias + to);
       for (int64_t k = 0; k < rows;) {
@@ -267,7 +305,7 @@ class Sums {
   const WeightGrads<T>& dw;
   GradAccumulator<T> w_ih, w_hh, w_hr;
   int64_t H_;                    // H, padded to whole vectors
-  Buffer<S> bias, lost_of_bias;  // [Q, H_]
+  Buffer<S> bias, lost_of_bias;  // [Q + U, H_]
   PackedRows<T> x, h_before, hidden;
   bool pairs;  // does dx multiply pairs?
   Matrix<T> w_ih_of_dx;

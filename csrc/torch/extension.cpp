@@ -23,7 +23,8 @@ using namespace fusedrnn;
 pybind11::dict traits_of_cell(const std::string& cell) {
   using namespace pybind11::literals;
   const CellTraits& traits = find_cell(cell).traits;
-  return pybind11::dict("gates"_a = traits.gates, "states"_a = traits.states, "saved"_a = traits.saved,
+  return pybind11::dict("gates"_a = traits.gates, "recurrent"_a = traits.recurrent, "states"_a = traits.states,
+                        "vectors"_a = traits.vectors, "inputs"_a = traits.inputs, "saved"_a = traits.saved,
                         "grads"_a = traits.grads);
 }
 

@@ -51,6 +51,13 @@ T* pointer(const std::vector<Tensor>& tensors, size_t i) {
   return i < tensors.size() ? pointer<T>(tensors[i]) : nullptr;
 }
 
+template <class Driver, class Drivers>
+const Driver& driver(const Drivers& drivers, const CellTraits& cell) {
+  const Driver& chosen = std::get<Driver>(drivers);
+  check(chosen.forward, "no kernels of ", cell.name, " are loaded for this dtype and device");
+  return chosen;
+}
+
 // A layer's tensors, dense, of one dtype, with consistent sizes. Owns what ScanParams only points to.
 class Layer {
  public:
@@ -71,6 +78,7 @@ class Layer {
   }
 
   bool projects() const { return !in.w_hr.empty(); }
+  bool is_per_unit(const Tensor& step_input) const { return step_input.dim() == in.x.dim(); }
 
   template <class T>
   ScanParams<T> params(const ScanOutputs& out) const {
@@ -79,8 +87,10 @@ class Layer {
     p.batch = {in.x.is_cuda() ? pointer<int64_t>(device_offsets) : offsets.data(), pointer<int64_t>(in.lengths),
                pointer<bool>(in.reset)};
     for (int d = 0; d < shape.directions; ++d)
-      p.weights[d] = {pointer<T>(in.w_ih, d), pointer<T>(in.w_hh, d), pointer<T>(in.b_ih, d), pointer<T>(in.b_hh, d),
-                      pointer<T>(in.w_hr, d)};
+      p.weights[d] = {pointer<T>(in.w_ih, d), pointer<T>(in.w_hh, d), pointer<T>(in.b_ih, d),
+                      pointer<T>(in.b_hh, d), pointer<T>(in.w_hr, d), pointer<T>(in.vectors, d)};
+    for (size_t e = 0; e < in.step_inputs.size(); ++e)
+      p.inputs[e] = {pointer<const T>(in.step_inputs, e), is_per_unit(in.step_inputs[e])};
     (in.is_projected() ? p.gates_x : p.x) = pointer<T>(in.x);
     p.h_mask = pointer<T>(in.h_mask);
     for (int k = 0; k < traits.states; ++k)
@@ -160,6 +170,14 @@ class Layer {
     if (in.reset.defined())
       in.reset = take(dense(in.reset, "reset").flatten(), {shape.packed_rows}, "reset", at::kBool);
     if (in.h_mask.defined()) in.h_mask = take(in.h_mask, state(0), "h_mask");
+    check(in.step_inputs.size() == static_cast<size_t>(traits.inputs), traits.name, " needs ", traits.inputs,
+          " step inputs, got ", in.step_inputs.size());
+    for (Tensor& t : in.step_inputs) {
+      Size size(in.x.sizes());
+      size.back() = shape.hidden;
+      if (t.defined() && !is_per_unit(t)) size.pop_back();
+      t = take(t, size, "a step input");
+    }
     check_count(in.zones, "zoneout masks");
     for (size_t k = 0; k < in.zones.size(); ++k)
       if (in.zones[k].defined()) in.zones[k] = take_zone(in.zones[k], static_cast<int>(k));
@@ -201,18 +219,18 @@ class Layer {
             given.size(), " for D = ", shape.directions);
       for (Tensor& t : given) t = take(t, size, name);
     };
-    check(!in.w_hh.empty() && in.w_hh[0].defined() && in.w_hh[0].dim() == 2,
-          "w_hh must be [G*H, P] for each direction");
-    shape.hidden = in.w_hh[0].size(0) / traits.gates;
-    int64_t gates = traits.gates * shape.hidden, all_gates = shape.directions * gates;
+    shape.hidden = projects() && in.w_hr[0].dim() == 2 ? in.w_hr[0].size(1) : shape.projected;
+    int64_t gates = traits.gates * shape.hidden, recurrent = traits.recurrent * shape.hidden;
+    int64_t all_gates = shape.directions * gates;
     if (!in.is_projected()) take_all(in.w_ih, {gates, shape.input}, "w_ih");
-    take_all(in.w_hh, {gates, shape.projected}, "w_hh");
-    check(in.is_projected() ? in.b_ih.empty() : in.b_ih.size() == in.b_hh.size(),
+    if (traits.recurrent) take_all(in.w_hh, {recurrent, shape.projected}, "w_hh");
+    check(in.is_projected() ? in.b_ih.empty() : !traits.recurrent || in.b_ih.size() == in.b_hh.size(),
           "there must be b_ih and b_hh or neither, and without w_ih no b_ih");
     check(!in.is_projected() || in.x.size(-1) == all_gates, "without w_ih, x must be projected: [.., ", all_gates,
           "]; got ", in.x.sizes());
     if (!in.b_ih.empty()) take_all(in.b_ih, {gates}, "b_ih");
-    if (!in.b_hh.empty()) take_all(in.b_hh, {gates}, "b_hh");
+    if (!in.b_hh.empty()) take_all(in.b_hh, {recurrent}, "b_hh");
+    if (traits.vectors) take_all(in.vectors, {traits.vectors, shape.hidden}, "vectors");
     if (!in.w_hr.empty()) take_all(in.w_hr, {shape.projected, shape.hidden}, "w_hr");
     check(projects() ? traits.states > 1 : shape.projected == shape.hidden,
           "only an LSTM with w_hr has a hidden state of another size; got ", shape.projected, " for hidden size ",
@@ -286,7 +304,7 @@ ScanOutputs scan_forward(const std::string& name, bool save, bool sequences, Sca
         p.gates_x = pointer<T>(gates_x);
         return run_forward(layer.cell, p, x);
       }
-    std::get<CpuDriver<T>>(layer.cell.cpu).forward(layer.params<T>(out));
+    driver<CpuDriver<T>>(layer.cell.cpu, layer.traits).forward(layer.params<T>(out));
   });
   if (layer.one_step) out.last[0] = Tensor();
   return out;
@@ -335,6 +353,7 @@ std::vector<Tensor> scan_backward(const std::string& name, const ScanInputs& inp
   allocate_all(&made.initial, layer.in.initial, true);
   for (auto kind : kWeightKinds) allocate_all(&(made.*kind), layer.in.*kind, false);
   allocate_all(&made.reset_states, layer.in.reset_states, true);
+  allocate_all(&made.step_inputs, layer.in.step_inputs, false);
   visit_dtype(layer.in.x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     auto p = layer.params<T>(out);
@@ -352,8 +371,10 @@ std::vector<Tensor> scan_backward(const std::string& name, const ScanInputs& inp
     g.dx = pointer<T>(made.x);
     for (int d = 0; d < s.directions; ++d)
       g.weights[d] = {pointer<T>(made.w_ih, d), pointer<T>(made.w_hh, d), pointer<T>(made.b_ih, d),
-                      pointer<T>(made.b_hh, d), pointer<T>(made.w_hr, d)};
-    std::get<CpuDriver<T>>(layer.cell.cpu).backward(p, g);
+                      pointer<T>(made.b_hh, d), pointer<T>(made.w_hr, d), pointer<T>(made.vectors, d)};
+    for (size_t e = 0; e < made.step_inputs.size(); ++e)
+      g.inputs[e] = {pointer<T>(made.step_inputs, e), p.inputs[e].per_unit};
+    driver<CpuDriver<T>>(layer.cell.cpu, layer.traits).backward(p, g);
   });
   std::vector<Tensor> found = made.differentiable();
   for (size_t i = 0; i < found.size(); ++i)

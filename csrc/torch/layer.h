@@ -14,10 +14,12 @@ struct ScanInputs {
   at::Tensor x;                          // [T, N, I], or packed rows [R, I]; without w_ih and b_ih already projected:
                                          // [.., D*G*H]
   std::vector<at::Tensor> initial;       // of each state [D, N, width]; the first is h
-  std::vector<at::Tensor> w_ih, w_hh;    // of each direction [G*H, I], or none, and [G*H, P]
-  std::vector<at::Tensor> b_ih, b_hh;    // [G*H], or none
+  std::vector<at::Tensor> w_ih, w_hh;    // of each direction [G*H, I], or none, and [B*H, P], none for B = 0
+  std::vector<at::Tensor> b_ih, b_hh;    // [G*H] and [B*H], or none
   std::vector<at::Tensor> w_hr;          // [P, H], or none
+  std::vector<at::Tensor> vectors;       // [U, H], none for U = 0
   std::vector<at::Tensor> reset_states;  // as initial, or none for zeros
+  std::vector<at::Tensor> step_inputs;   // [T, N] or [T, N, H], packed [R] or [R, H]
   at::Tensor batch_sizes;                // [T] int64 on the CPU, of packed rows
   at::Tensor lengths;                    // [N] int64
   at::Tensor reset;                      // [T, N] or [R] bool
@@ -31,22 +33,25 @@ struct ScanInputs {
   }
   template <class Self, class F>
   static void differentiable_fields(Self& in, F&& f) {
-    f(in.x), f(in.initial), f(in.w_ih), f(in.w_hh), f(in.b_ih), f(in.b_hh), f(in.w_hr), f(in.reset_states);
+    f(in.x), f(in.initial), f(in.w_ih), f(in.w_hh), f(in.b_ih), f(in.b_hh), f(in.w_hr), f(in.vectors);
+    f(in.reset_states), f(in.step_inputs);
   }
 
   std::vector<at::Tensor> differentiable() const;
 
   bool is_one_step() const { return initial[0].dim() == 2 && !batch_sizes.defined(); }
-  int64_t directions() const { return static_cast<int64_t>(w_hh.size()); }
+  int64_t directions() const { return is_one_step() ? 1 : initial[0].size(0); }
   bool is_projected() const { return w_ih.empty(); }
 };
 
-constexpr std::vector<at::Tensor> ScanInputs::* kWeightKinds[] = {
-    &ScanInputs::w_ih, &ScanInputs::w_hh, &ScanInputs::b_ih, &ScanInputs::b_hh, &ScanInputs::w_hr};
+constexpr std::vector<at::Tensor> ScanInputs::* kWeightKinds[] = {&ScanInputs::w_ih, &ScanInputs::w_hh,
+                                                                  &ScanInputs::b_ih, &ScanInputs::b_hh,
+                                                                  &ScanInputs::w_hr, &ScanInputs::vectors};
 
 constexpr char kInputsSchema[] =
     "Tensor x, Tensor[] initial, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, "
-    "Tensor[] reset_states, Tensor? batch_sizes, Tensor? lengths, Tensor? reset, Tensor? h_mask, Tensor[] zones";
+    "Tensor[] vectors, Tensor[] reset_states, Tensor[] step_inputs, Tensor? batch_sizes, Tensor? lengths, Tensor? "
+    "reset, Tensor? h_mask, Tensor[] zones";
 
 struct ScanOutputs {
   std::vector<at::Tensor> steps;  // of each state [T, N, D*width]; the first is y

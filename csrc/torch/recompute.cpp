@@ -75,6 +75,8 @@ void recompute(const std::string& cell, const ScanInputs& in, ScanOutputs* out) 
   ScanInputs one_step;
   one_step.x = in.x.reshape({1, -1, in.x.size(-1)});
   for (size_t k = 0; k < in.initial.size(); ++k) one_step.initial.push_back(state_before(in, *out, rows, k));
+  for (const Tensor& t : in.step_inputs)
+    one_step.step_inputs.push_back(t.dim() == in.x.dim() ? t.reshape({1, -1, t.size(-1)}) : t.reshape({1, -1}));
   if (in.h_mask.defined()) one_step.h_mask = in.h_mask.index_select(1, rows.n);
   for (auto kind : kWeightKinds) one_step.*kind = in.*kind;
   ScanOutputs made = scan_forward(cell, true, false, one_step);

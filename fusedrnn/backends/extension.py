@@ -36,10 +36,13 @@ if extension_error:
 
 
 class CellTraits(NamedTuple):
-    """Numbers of gates, states, saved values and gate gradients of a unit."""
+    """Numbers of gates, recurrent gates, states, vectors, step inputs, saved values and gate gradients of a unit."""
 
     gates: int
+    recurrent: int
     states: int
+    vectors: int
+    inputs: int
     saved: int
     grads: int
 

@@ -68,7 +68,7 @@ def _fake_forward(cell, save, sequences, *fields):
     inputs = _inputs(fields)
     _check_devices(inputs)
     x, traits = inputs.x, extension.cell_traits(cell)
-    directions, hidden = inputs.directions, inputs.w_hh[0].size(0) // traits.gates
+    directions, hidden = inputs.directions, inputs.w_hr[0].size(1) if inputs.w_hr else inputs.initial[0].size(-1)
     sequence, rows = x.shape[:-1], math.prod(x.shape[:-1])  # Size.numel() would fix the size in the graph
     absent = x.new_empty(0)
     keep_steps = sequences or save and not inputs.one_step
@@ -107,10 +107,9 @@ def gradients(
 
 def _flops(shapes: ScanInputs) -> tuple[int, int, int]:
     """Of all products with w_ih, w_hh and w_hr in one direction, from the shapes of the tensors."""
-    rows, (wide, projected) = math.prod(shapes.x[:-1]), shapes.w_hh[0]
-    inputs = shapes.w_ih[0][1] if shapes.w_ih else 0
-    hidden = shapes.w_hr[0][1] if shapes.w_hr else 0
-    return 2 * rows * wide * inputs, 2 * rows * wide * projected, 2 * rows * hidden * projected
+    rows = math.prod(shapes.x[:-1])
+    sizes = (kind[0] if kind else (0, 0) for kind in (shapes.w_ih, shapes.w_hh, shapes.w_hr))
+    return tuple(2 * rows * math.prod(size) for size in sizes)
 
 
 def _flops_forward(cell, save, sequences, *fields, out_shape=None):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..inputs import WEIGHTS, ScanInputs
 
-# A cell gets the input part x and the recurrent part r of its gates, [N, G*H] each, and the states; it returns the new
-# ones. The first is h.
+# A cell gets the input part x [N, G*H] and the recurrent part r [N, B*H] of its gates, and the states; it returns the
+# new ones. The first is h. By name follow vectors [U, H] and inputs, of one step, where a cell has any.
 
 
 def lstm_cell(x: Tensor, r: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,10 +57,11 @@ def scan(cell: str, inputs: ScanInputs) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _one_step(cell, inputs):
-    w_ih, w_hh, b_ih, b_hh, w_hr = _weights(inputs, 0)
+    w_ih, w_hh, b_ih, b_hh, w_hr, vectors = _weights(inputs, 0)
     h0 = inputs.initial[0]
     gates_x = inputs.x if w_ih is None else F.linear(inputs.x, w_ih, b_ih)
-    h, *others = CELLS[cell](gates_x, F.linear(h0, w_hh, b_hh), *inputs.initial)
+    r = None if w_hh is None else F.linear(h0, w_hh, b_hh)
+    h, *others = CELLS[cell](gates_x, r, *inputs.initial, **_given(vectors, inputs.step_inputs))
     h = h.clone() if w_hr is None else F.linear(h, w_hr)  # what autograd saved stays when the caller changes h in place
     return [h, *others], [h, *others]
 
@@ -70,12 +71,17 @@ def _weights(inputs: ScanInputs, d: int) -> list[Tensor | None]:
     return [kind[d] if kind else None for kind in (getattr(inputs, name) for name in WEIGHTS)]
 
 
+def _given(vectors: Tensor | None, step_inputs: Sequence[Tensor]) -> dict:
+    """What some cells get beside gates and states."""
+    return {} if vectors is None and not step_inputs else {"vectors": vectors, "inputs": step_inputs}
+
+
 class _Direction:
     """One direction of a layer. Packed: x is [R, I], and step t owns the next sizes[t] rows."""
 
     def __init__(self, cell: str, inputs: ScanInputs, d: int):
         self.cell, self.lengths, self.backwards = CELLS[cell], inputs.lengths, d == 1
-        w_ih, self.w_hh, b_ih, self.b_hh, self.w_hr = _weights(inputs, d)
+        w_ih, self.w_hh, b_ih, self.b_hh, self.w_hr, self.vectors = _weights(inputs, d)
         gates_x = inputs.x.chunk(inputs.directions, -1)[d] if w_ih is None else F.linear(inputs.x, w_ih, b_ih)
         self.gates_x = gates_x.flatten(0, -2)
         rows = inputs.initial[0].size(1)
@@ -83,6 +89,7 @@ class _Direction:
         self.starts = [0]
         for size in self.sizes:
             self.starts.append(self.starts[-1] + size)
+        self.step_inputs = [t.flatten(0, inputs.x.dim() - 2) for t in inputs.step_inputs]
         self.reset = None if inputs.reset is None else inputs.reset.flatten()
         self.initial = [s[d] for s in inputs.initial]
         self.reset_states = [s[d] for s in inputs.reset_states] or [torch.zeros_like(s) for s in self.initial]
@@ -121,7 +128,9 @@ class _Direction:
         if mask is not None:
             states = [torch.where(mask, r[:n], s) for r, s in zip(self.reset_states, states, strict=True)]
         h = states[0] if self.h_mask is None else states[0] * self.h_mask[:n]
-        new = list(self.cell(self.gates_x[begin : begin + n], F.linear(h, self.w_hh, self.b_hh), *states))
+        r = None if self.w_hh is None else F.linear(h, self.w_hh, self.b_hh)
+        given = _given(self.vectors, [t[begin : begin + n] for t in self.step_inputs])
+        new = list(self.cell(self.gates_x[begin : begin + n], r, *states, **given))
         if self.w_hr is not None:
             new[0] = F.linear(new[0], self.w_hr)
         return [_zone_out(z, begin, s, old) for z, s, old in zip(self.zones, new, states, strict=True)]

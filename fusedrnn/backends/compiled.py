@@ -1,0 +1,35 @@
+"""Kernels of cells that users write: made when a cell first meets a dtype and device."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+
+from .. import compiler
+from . import extension, reference
+
+NAMES: dict[str, compiler.Generated] = {}  # of those cells in the registry, and their kernels' text
+
+
+def register(cell: compiler.Cell) -> str:
+    """The name of the cell for :func:`fusedrnn.scan.scan`: another one where its kernels would be others."""
+    generated = cell.generate()
+    NAMES.setdefault(generated.key, generated)
+    reference.CELLS.setdefault(generated.key, cell.reference)
+    return generated.key
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def has_kernels(name: str, dtype: torch.dtype, device: str) -> bool:
+    """Are there kernels of this cell? They are compiled now, where they can be."""
+    if extension._C is None or device != "cpu" or dtype not in extension.DTYPES:
+        return False
+    try:
+        compiler.load(NAMES[name], dtype)
+    except compiler.CellBuildError as error:
+        warnings.warn(f"fusedrnn runs cell {name} without kernels, correct but slow: {error}", stacklevel=2)
+        return False
+    return True

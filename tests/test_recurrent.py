@@ -1,0 +1,172 @@
+"""Cells that users write, in layers: the compiled kernels against the cell's own function, step by step."""
+
+import copy
+import itertools
+import pickle
+
+import pytest
+import torch
+from tolerances import IN_A_16_BIT_TYPE, SAME, assert_same, distance
+from torch.nn.utils.rnn import pack_sequence
+from twins import only_on_cpu
+
+import fusedrnn
+from fusedrnn import zoo
+from fusedrnn.backends import compiled
+
+pytestmark = only_on_cpu
+
+
+@fusedrnn.cell(
+    gates="a b c", states="h k", recurrent="a c", parameters="u", gate_parameters="v", inputs="e", unit_inputs="d"
+)
+def everything(x, r, s, p, e):
+    a = torch.sigmoid(x.a * p.v.a + r.a + e.e)
+    k = a * s.k + torch.tanh(x.b + p.u * s.h) * torch.sigmoid(e.d)
+    return torch.tanh(k * p.v.c + torch.relu(x.c) * r.c) + p.v.b, k
+
+
+CELLS = {"everything": everything, "peephole_lstm": zoo.peephole_lstm, "min_gru": zoo.min_gru, "augru": zoo.augru}
+
+
+def given_inputs(cell, shape, hidden, dtype):
+    def leaf(*size):
+        return torch.rand(*size, dtype=dtype).requires_grad_()
+
+    return {n: leaf(*shape) for n in cell.inputs} | {n: leaf(*shape, hidden) for n in cell.unit_inputs}
+
+
+@pytest.fixture
+def reference_only(monkeypatch):
+    return lambda: monkeypatch.setattr(compiled, "has_kernels", lambda *_: False)
+
+
+def results_and_gradients(layer, x, given, options):
+    torch.manual_seed(1)
+    output, state, steps = layer(x, inputs=given, return_state_sequence="all", **options)
+    output = output.data if isinstance(x, torch.nn.utils.rnn.PackedSequence) else output
+    outputs = [t for t in torch.utils._pytree.tree_leaves((output, state, steps)) if isinstance(t, torch.Tensor)]
+    outputs = [t for t in outputs if t.requires_grad]
+    leaves = [*layer.parameters(), *given.values(), *options.get("hx", ()), *[x] * isinstance(x, torch.Tensor)]
+    grads = [torch.randn_like(t) for t in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, leaves, grads, allow_unused=True)]
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("layers, bidirectional", [(1, False), (2, True)])
+def test_kernels_give_what_the_function_gives(name, layers, bidirectional, reference_only):
+    """Lengths, resets, zoneout, threads and chunks of rows, in float64."""
+    cell, dtype = CELLS[name], torch.float64
+    shapes = [(6, 5, 19), (40, 33, 70), (7, 1, 130)]
+    results = []
+    for kernels in (True, False):
+        if not kernels:
+            reference_only()
+        results.append([])
+        for (T, N, H), masked in itertools.product(shapes, (False, True)):
+            torch.manual_seed(0)
+            options = {"bidirectional": bidirectional, "dtype": dtype}
+            layer = fusedrnn.Recurrent(cell, 11, H, layers, zoneout={"h": 0.2} if masked else None, **options)
+            assert layer.backend == ("compiled" if kernels else "reference")
+            x = torch.randn(T, N, 11, dtype=dtype, requires_grad=True)
+            call = {}
+            if masked:
+                call = {"lengths": torch.randint(0, T + 1, (N,)), "reset": torch.rand(T, N) < 0.2}
+            results[-1] += results_and_gradients(layer, x, given_inputs(cell, (T, N), H, dtype), call)
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_of_every_dtype(dtype, reference_only):
+    torch.manual_seed(0)
+    layer = fusedrnn.Recurrent(everything, 11, 37, dtype=dtype)
+    assert layer.backend == "compiled"
+    x, given = torch.randn(9, 6, 11, dtype=dtype, requires_grad=True), given_inputs(everything, (9, 6), 37, dtype)
+    ours = results_and_gradients(layer, x, given, {})
+    reference_only()
+    exact = {name: t.detach().double().requires_grad_() for name, t in given.items()}
+    wide = copy.deepcopy(layer).double()
+    theirs = results_and_gradients(wide, x.detach().double().requires_grad_(), exact, {})
+    limit = SAME.get(dtype) or IN_A_16_BIT_TYPE[str(dtype).removeprefix("torch.")]
+    for a, b in zip(ours, theirs, strict=True):
+        assert distance(a, b) <= limit
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_forms_of_a_batch_give_the_same(name):
+    """Packed, batch first and unbatched, as lengths do."""
+    cell, lengths, H = CELLS[name], [5, 3, 2], 8
+    layer = fusedrnn.Recurrent(cell, 4, H, dtype=torch.float64)
+    x, given = torch.randn(5, 3, 4, dtype=torch.float64), given_inputs(cell, (5, 3), H, torch.float64)
+    output, state = layer(x, inputs=given, lengths=torch.tensor(lengths))
+
+    def pack(t):
+        return pack_sequence([t[:n, i] for i, n in enumerate(lengths)])
+
+    packed, packed_state = layer(pack(x), inputs={k: pack(t) for k, t in given.items()})
+    assert_same([packed.data, packed_state], [pack(output).data, state])
+    layer.batch_first = True
+    turned, _ = layer(x.transpose(0, 1), inputs={k: t.transpose(0, 1) for k, t in given.items()})
+    layer.batch_first = False
+    assert_same(turned.transpose(0, 1), layer(x, inputs=given)[0])
+    single, _ = layer(x[:, 0], inputs={k: t[:, 0] for k, t in given.items()})
+    assert_same(single, output[:, 0])
+    cell_module = fusedrnn.RecurrentCell(cell, 4, H, dtype=torch.float64)
+    cell_module.load_state_dict({k.removesuffix("_l0"): v for k, v in layer.state_dict().items()})
+    states = cell_module(x[0], inputs={k: t[0] for k, t in given.items()})
+    assert_same((states if isinstance(states, tuple) else [states])[0], output[0])
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_gradients_of_both_orders_are_right(name):
+    cell = CELLS[name]
+    layer = fusedrnn.Recurrent(cell, 2, 3, dtype=torch.float64)
+    given = given_inputs(cell, (2, 2), 3, torch.float64)
+    x = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def run(x, *values):
+        return layer(x, inputs=dict(zip(given, values, strict=True)))[0]
+
+    assert torch.autograd.gradcheck(run, (x, *given.values()))
+    assert torch.autograd.gradgradcheck(run, (x, *given.values()))
+
+
+def test_a_layer_can_be_copied_pickled_compiled_and_recomputed():
+    torch.manual_seed(0)
+    layer = fusedrnn.Recurrent(zoo.peephole_lstm, 4, 8, recompute=True)
+    x = torch.randn(5, 3, 4)
+    wanted = layer(x)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.compile(layer, backend="aot_eager")):
+        assert_same(other(x), wanted, torch.float32)
+    plain = copy.deepcopy(layer)
+    plain.recompute = False
+    grads = [torch.autograd.grad(m(x)[0].sum(), list(m.parameters())) for m in (layer, plain)]
+    assert_same(*grads, torch.float32)
+    exported = torch.export.export(layer, (x,))
+    assert_same(exported.module()(x), wanted, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: fusedrnn.Recurrent(torch.tanh, 4, 8), "cell must be made by fusedrnn.cell"),
+        (lambda: fusedrnn.Recurrent(zoo.mgu, 4, 8, zoneout={"c": 0.1}), "has no state 'c', only h"),
+        (lambda: fusedrnn.Recurrent(zoo.mgu, 4, 8)(torch.zeros(3, 2, 5)), "Expected 4, got 5"),
+        (
+            lambda: fusedrnn.Recurrent(zoo.mgu, 4, 8)(torch.zeros(3, 2, 4), torch.zeros(1, 3, 8)),
+            "Expected hidden state h",
+        ),
+        (lambda: fusedrnn.Recurrent(zoo.augru, 4, 8)(torch.zeros(3, 2, 4)), "with: .*; got none"),
+        (lambda: fusedrnn.Recurrent(zoo.mgu, 4, 8)(torch.zeros(3, 2, 4), inputs={"e": torch.zeros(3, 2)}), "got e"),
+        (
+            lambda: fusedrnn.Recurrent(everything, 4, 8)(
+                torch.zeros(3, 2, 4), inputs={"e": torch.zeros(2, 3), "d": torch.zeros(3, 2, 8)}
+            ),
+            r"must be torch.float32 \[3, 2\] on cpu, got torch.float32 \[2, 3\]",
+        ),
+        (lambda: torch.jit.script(fusedrnn.Recurrent(zoo.mgu, 4, 8)), "TorchScript cannot compile cells"),
+    ],
+)
+def test_bad_input_is_refused_with_what_was_seen(call, said):
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=said):
+        call()
