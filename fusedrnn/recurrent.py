@@ -280,7 +280,7 @@ class RecurrentCell(_Parameters):
     Inputs: input, hx
         - **input** (N, I) or (I).
         - **hx** (N, H) or (H) of each state, as a tuple; of one state the tensor alone.
-        - **inputs**, by keyword only: what the cell declares as inputs, by name: (N) or (), of unit_inputs (N, H) or (H).
+        - **inputs**, by keyword only: by name: (N) or (), of unit_inputs (N, H) or (H).
 
     Outputs: the states after the step, as hx.
 

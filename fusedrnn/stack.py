@@ -12,7 +12,6 @@ from .inputs import WEIGHTS, ScanInputs
 from .noise import Noise, dropout
 from .scan import scan
 
-
 Kinds = tuple[int, tuple[int | None, ...]]
 
 
