@@ -31,6 +31,7 @@ class Generated(NamedTuple):
     text: str
     saved: int
     grads: int
+    recurrent_grads: tuple[int, ...]  # the plane of dgates of each recurrent gate
 
 
 def generate(cell, traced: Trace) -> Generated:
@@ -76,7 +77,7 @@ class _Printer:
         body = "\n".join([*self.constants(), "", *self.legend(), *self.forward(), "", *self.backward()])
         key = f"{self.cell.name}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
         text = f'struct {struct} {{\n  static constexpr const char* kName = "{key}";\n{body}\n}};\n'
-        return Generated(struct, key, text, len(self.saved), self.grads)
+        return Generated(struct, key, text, len(self.saved), self.grads, tuple(self.recurrent_grads))
 
     def constants(self) -> list[str]:
         numbers = ", ".join(f"k{name} = {number}" for name, number in self.numbers.items())
@@ -181,10 +182,12 @@ class _Body:
         return seen
 
     def fresh(self, name: str) -> str:
-        candidate, number = name if name.isascii() else "v", 1
-        while candidate in self.used_names or candidate in _TAKEN or "__" in candidate:
+        name = re.sub("_+", "_", name).strip("_") if name.isascii() else ""
+        name = f"{name or 'v'}_" if name in _TAKEN or not name else name
+        candidate, number = name, 1
+        while candidate in self.used_names:
             number += 1
-            candidate = f"{name if name.isascii() else 'v'}_{number}".replace("__", "_")
+            candidate = f"{name.rstrip('_')}_{number}"
         self.used_names.add(candidate)
         return candidate
 

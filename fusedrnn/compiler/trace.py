@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .graph import Graph, Node
-from .groups import CellError
+from .groups import CellError, Gates
 from .lower import ALLOWED, LOWER, NotAllowed
 
 ROWS, UNITS = 3, 5  # of the traced tensors: neither 1 nor equal, so that shapes tell what a tensor is
@@ -129,8 +129,12 @@ class _Recorder(TorchDispatchMode):
         while frame and frame.f_code is not getattr(self.cell.function, "__code__", None):
             frame = frame.f_back
         for name, value in frame.f_locals.items() if frame else ():
-            if isinstance(value, Tensor) and id(value) in self.known:
-                self.names.setdefault(self.known[id(value)][1], name)
+            values = {name: value}
+            if isinstance(value, Gates):
+                values = {f"{name}_{gate}": part for gate, part in value._values.items()}
+            for called, part in values.items():
+                if isinstance(part, Tensor) and id(part) in self.known and self.known[id(part)][1].args:
+                    self.names.setdefault(self.known[id(part)][1], called)
 
     def new_states(self, returned: Any) -> list[Node]:
         states = list(returned) if isinstance(returned, (tuple, list)) else [returned]
