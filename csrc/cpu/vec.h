@@ -165,6 +165,8 @@ struct Vec {
   FUSEDRNN_FN friend Vec operator/(Vec a, Vec b) { return divide(a.v, b.v); }
   FUSEDRNN_FN friend Vec operator-(Vec a) { return -a.v; }
   FUSEDRNN_FN friend Bits operator<=(Vec a, Vec b) { return a.v <= b.v; }
+  FUSEDRNN_FN friend Bits operator<(Vec a, Vec b) { return a.v < b.v; }
+  FUSEDRNN_FN friend Bits operator==(Vec a, Vec b) { return a.v == b.v; }
   FUSEDRNN_FN friend Vec where(Bits mask, Vec a, Vec b) { return mask ? a.v : b.v; }
 
   // The larger and the smaller of two; b where one of them is NaN.
@@ -204,6 +206,36 @@ struct Vec {
     if constexpr (std::is_same_v<S, float>) return Raw(_mm512_rcp14_ps((__m512)x.v));
 #endif
     return Vec(1).v / x.v;
+  }
+
+  // a / b, rounded once whatever they are.
+  FUSEDRNN_FN static Vec quotient(Vec a, Vec b) { return a.v / b.v; }
+
+  FUSEDRNN_FN static Vec square_root(Vec x) {
+#if FUSEDRNN_VECTOR_BYTES == 64
+    if constexpr (std::is_same_v<S, float>)
+      return Raw(_mm512_sqrt_ps((__m512)x.v));
+    else
+      return Raw(_mm512_sqrt_pd((__m512d)x.v));
+#elif FUSEDRNN_VECTOR_BYTES == 32
+    if constexpr (std::is_same_v<S, float>)
+      return Raw(_mm256_sqrt_ps((__m256)x.v));
+    else
+      return Raw(_mm256_sqrt_pd((__m256d)x.v));
+#else
+    for (int i = 0; i < kLanes; ++i) x.v[i] = std::sqrt(x.v[i]);
+    return x;
+#endif
+  }
+
+  // Of a normal number x = 2^n m: returns n and leaves m, from sqrt(1/2) to sqrt(2).
+  FUSEDRNN_FN static Vec split_exponent(Vec& x) {
+    constexpr bool kIsFloat = std::is_same_v<S, float>;
+    constexpr auto kLeast = kIsFloat ? int64_t{0x3f3504f3} : int64_t{0x3fe6a09e667f3bcd};  // sqrt(1/2)
+    using Int = std::remove_reference_t<decltype(Bits{}[0])>;
+    Bits n = ((Bits)x.v - static_cast<Int>(kLeast)) >> ExpConstants<S>::kMantissa;
+    x.v = (Raw)((Bits)x.v - (n << ExpConstants<S>::kMantissa));
+    return __builtin_convertvector(n, Raw);
   }
 
   // 2^n, of n added to kRound.

@@ -12,6 +12,9 @@ struct Vec2 {
   static constexpr int kLanes = 2 * V::kLanes;
   struct Bits {
     typename V::Bits a, b;
+    FUSEDRNN_FN friend Bits operator&(Bits x, Bits y) { return {x.a & y.a, x.b & y.b}; }
+    FUSEDRNN_FN friend Bits operator|(Bits x, Bits y) { return {x.a | y.a, x.b | y.b}; }
+    FUSEDRNN_FN friend Bits operator~(Bits x) { return {~x.a, ~x.b}; }
   };
 
   V a, b;
@@ -37,6 +40,8 @@ struct Vec2 {
   FUSEDRNN_FN friend Vec2 operator/(Vec2 x, Vec2 y) { return {x.a / y.a, x.b / y.b}; }
   FUSEDRNN_FN friend Vec2 operator-(Vec2 x) { return {-x.a, -x.b}; }
   FUSEDRNN_FN friend Bits operator<=(Vec2 x, Vec2 y) { return {x.a <= y.a, x.b <= y.b}; }
+  FUSEDRNN_FN friend Bits operator<(Vec2 x, Vec2 y) { return {x.a < y.a, x.b < y.b}; }
+  FUSEDRNN_FN friend Bits operator==(Vec2 x, Vec2 y) { return {x.a == y.a, x.b == y.b}; }
   FUSEDRNN_FN friend Vec2 where(Bits m, Vec2 x, Vec2 y) { return {where(m.a, x.a, y.a), where(m.b, x.b, y.b)}; }
 
   FUSEDRNN_FN static Vec2 max(Vec2 x, Vec2 y) { return {V::max(x.a, y.a), V::max(x.b, y.b)}; }
@@ -46,6 +51,9 @@ struct Vec2 {
     return {V::with_sign_of(x.a, magnitude.a), V::with_sign_of(x.b, magnitude.b)};
   }
   FUSEDRNN_FN static Vec2 reciprocal(Vec2 x) { return {V::reciprocal(x.a), V::reciprocal(x.b)}; }
+  FUSEDRNN_FN static Vec2 quotient(Vec2 x, Vec2 y) { return {V::quotient(x.a, y.a), V::quotient(x.b, y.b)}; }
+  FUSEDRNN_FN static Vec2 square_root(Vec2 x) { return {V::square_root(x.a), V::square_root(x.b)}; }
+  FUSEDRNN_FN static Vec2 split_exponent(Vec2& x) { return {V::split_exponent(x.a), V::split_exponent(x.b)}; }
   FUSEDRNN_FN static Vec2 power_of_two(Vec2 n) { return {V::power_of_two(n.a), V::power_of_two(n.b)}; }
 };
 

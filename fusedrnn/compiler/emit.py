@@ -1,0 +1,242 @@
+"""Prints a cell as the struct that the drivers take: csrc/cells.h says what it consists of."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .cut import cut
+from .graph import Node, ordered
+from .operations import OPERATIONS, SUM, gradients
+from .trace import Trace
+
+_LONG = 90  # characters of an expression, beyond which a part of it becomes a variable
+_TAKEN = frozenset(
+    "V x r s saved prev ds dgates fn where sigmoid sigmoid_grad Tanh Relu forward backward exp log tanh sqrt abs "
+    "alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const constexpr continue "
+    "decltype default delete do double else enum explicit export extern false float for friend goto if inline int long "
+    "mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register requires "
+    "return short signed sizeof static struct switch template this throw true try typedef typeid typename union "
+    "unsigned using virtual void volatile while xor xor_eq char8_t concept consteval constinit co_await co_return "
+    "co_yield thread_local kName kGates kRecurrent kStates kVectors kInputs kSaved kGrads kRecurrentGrads kReadsH".split()
+)
+
+
+class Generated(NamedTuple):
+    struct: str  # its name in C++
+    key: str  # the name of the cell in the registry: it changes with the text
+    text: str
+    saved: int
+    grads: int
+    recurrent_grads: tuple[int, ...]  # the plane of dgates of each recurrent gate
+
+
+def generate(cell, traced: Trace) -> Generated:
+    graph, leaves = traced.graph, traced.leaves
+    of = [*leaves["x"], *leaves["r"], *leaves["p"], *leaves["e"], *leaves["s"]]
+    given = [graph.leaf("ds", i) for i in range(len(cell.states))]
+    total = gradients(traced.states, given)
+    grads = [total.get(leaf) or graph.const(0) for leaf in of]
+    named = list(traced.names)
+    of_named = [total.get(node) for node in named]
+    targets = [*traced.states, *grads, *named, *(node or graph.const(0) for node in of_named)]
+    clean = graph.rebuild(targets, lambda node: node.args[0] if node.op == "detach" else None)
+    states, rest = clean[: len(given)], clean[len(given) :]
+    grads, rest = rest[: len(of)], rest[len(of) :]
+    names = {}
+    for node, of_node, name in zip(rest[: len(named)], rest[len(named) :], traced.names.values(), strict=True):
+        names.setdefault(node, name)
+        names.setdefault(of_node, f"d{name}")
+    return _Printer(cell, states, grads, names).generated()
+
+
+class _Printer:
+    def __init__(self, cell, states: list[Node], grads: list[Node], names: dict[Node, str]):
+        self.cell, self.states, self.names = cell, states, names
+        G, R, U = len(cell.gates), len(cell.recurrent), cell.vectors
+        E = len(cell.inputs) + len(cell.unit_inputs)
+        dx, dr, of_vectors = grads[:G], grads[G : G + R], grads[G + R : G + R + U + E]
+        self.dstates = grads[G + R + U + E :]
+        self.planes = list(dx)
+        self.recurrent_grads = []
+        for gradient in dr:
+            if gradient not in self.planes:
+                self.planes.append(gradient)
+            self.recurrent_grads.append(self.planes.index(gradient))
+        self.grads = len(self.planes)
+        self.planes += of_vectors
+        self.saved = cut([*self.planes, *self.dstates]) or [states[0].graph.leaf("x", 0)]
+        self.numbers = {"Gates": G, "Recurrent": R, "States": len(states), "Vectors": U, "Inputs": E}
+        self.numbers |= {"Saved": len(self.saved), "Grads": self.grads}
+
+    def generated(self) -> Generated:
+        struct = "".join(word.capitalize() for word in self.cell.name.split("_")) or "Cell"
+        body = "\n".join([*self.constants(), "", *self.legend(), *self.forward(), "", *self.backward()])
+        key = f"{self.cell.name}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
+        text = f'struct {struct} {{\n  static constexpr const char* kName = "{key}";\n{body}\n}};\n'
+        return Generated(struct, key, text, len(self.saved), self.grads, tuple(self.recurrent_grads))
+
+    def constants(self) -> list[str]:
+        numbers = ", ".join(f"k{name} = {number}" for name, number in self.numbers.items())
+        places = ", ".join(map(str, self.recurrent_grads)) or "0"
+        h = self.states[0].graph.leaf("s", 0)
+        reads_h = h in ordered([*self.states, *self.saved]) or h in self.read_by_backward()
+        return [
+            f"  static constexpr int {numbers};",
+            f"  static constexpr int kRecurrentGrads[] = {{{places}}};",
+            f"  static constexpr bool kReadsH = {'true' if reads_h else 'false'};",
+        ]
+
+    def read_by_backward(self) -> set[Node]:
+        """All that the backward pass computes or reads: it stops at what is saved."""
+        saved, seen = set(self.saved), set()
+        pending = [*self.planes, *self.dstates]
+        while pending:
+            node = pending.pop()
+            if node not in seen:
+                seen.add(node)
+                pending.extend(() if node in saved else node.args)
+        return seen
+
+    def legend(self) -> list[str]:
+        cell = self.cell
+        x = [*cell.gates, *cell.parameters, *(f"{p}.{g}" for p in cell.gate_parameters for g in cell.gates)]
+        x += [*cell.inputs, *cell.unit_inputs]
+        return [f"  // x: {' '.join(x)}; r: {' '.join(cell.recurrent) or 'none'}; s: {' '.join(cell.states)}"]
+
+    def leaf(self, node: Node, backward: bool) -> str:
+        behind = {"x": 0, "r": 0, "s": 0, "ds": 0}
+        own, vectors = self.numbers["States" if backward else "Gates"], self.numbers["Vectors"]
+        behind |= {"p": own, "e": own + vectors}
+        array = node.op if node.op in ("x", "r", "ds") else "x"
+        if backward:
+            array = "ds" if node.op == "ds" else "prev"
+        elif node.op == "s":
+            array = "s"
+        return f"{array}[{behind[node.op] + int(node.value)}]"
+
+    def forward(self) -> list[str]:
+        body = _Body(self.names, lambda node: self.leaf(node, backward=False), [*self.saved, *self.states])
+        saves = [f"saved[{i}] = {text};" for i, text in enumerate(body.write(self.saved))]
+        lines = body.assign("s", self.states)
+        used = set(ordered([*self.saved, *self.states]))
+        return _function("forward", used, ("const x", "const r", "s", "saved"), [*body.lines, *saves, *lines])
+
+    def backward(self) -> list[str]:
+        names = dict(self.names)
+        for node in self.saved:
+            if node.is_leaf:
+                names.setdefault(node, f"{node.op}_{(self.cell.gates if node.op == 'x' else self.cell.recurrent)[node.value]}")
+        body = _Body(names, lambda node: self.leaf(node, backward=True), [*self.planes, *self.dstates], self.saved)
+        planes = [f"dgates[{i}] = {text};" for i, text in enumerate(body.write(self.planes))]
+        lines = body.assign("ds", self.dstates)
+        used = self.read_by_backward()
+        return _function("backward", used, ("const saved", "const prev", "ds", "dgates"), [*body.lines, *planes, *lines])
+
+
+def _function(name: str, used: set[Node], parameters: Sequence[str], lines: list[str]) -> list[str]:
+    text = "\n".join(lines)
+    signature = []
+    for parameter in parameters:
+        array = parameter.removeprefix("const ")
+        const = "const V*" if parameter.startswith("const ") else "V*"
+        signature.append(f"{const} {array}" if re.search(rf"\b{array}\[", text) else const)
+    head = f"  FUSEDRNN_FN static void {name}({', '.join(signature)}) {{"
+    return ["  template <class V>", head, *(f"    {line}" for line in lines), "  }"]
+
+
+class _Body:
+    """The lines of a function: a variable for what has a name or is used twice, all else within expressions."""
+
+    def __init__(
+        self,
+        names: dict[Node, str],
+        leaf: Callable[[Node], str],
+        targets: Sequence[Node],
+        saved: Sequence[Node] = (),
+    ):
+        self.names, self.leaf = names, leaf
+        self.lines: list[str] = []
+        self.used_names: set[str] = set()
+        self.variables: dict[Node, str] = {}
+        for i, node in enumerate(saved):
+            self.variables[node] = self.fresh(names.get(node) or f"saved_{i}")
+        reads = [f"{name} = saved[{i}]" for i, (_, name) in enumerate(self.variables.items())]
+        if reads and any(node in self.variables for node in self.reached(targets)):
+            self.lines.append(f"V {', '.join(reads)};")
+        reached = self.reached(targets)
+        self.uses = Counter(a for node in reached if node not in self.variables for a in node.args)
+        self.uses.update(targets)
+
+    def reached(self, targets: Sequence[Node]) -> set[Node]:
+        seen: set[Node] = set()
+        pending = list(targets)
+        while pending:
+            node = pending.pop()
+            if node not in seen:
+                seen.add(node)
+                pending.extend(() if node in self.variables else node.args)
+        return seen
+
+    def fresh(self, name: str) -> str:
+        name = re.sub("_+", "_", name).strip("_") if name.isascii() else ""
+        name = f"{name or 'v'}_" if name in _TAKEN or not name else name
+        candidate, number = name, 1
+        while candidate in self.used_names:
+            number += 1
+            candidate = f"{name.rstrip('_')}_{number}"
+        self.used_names.add(candidate)
+        return candidate
+
+    def text(self, node: Node) -> tuple[str, int]:
+        """C++ of a value, and how tightly its outermost operator binds."""
+        if node in self.variables:
+            return self.variables[node], 4
+        if node.op == "const":
+            return _number(node.value), 4
+        if node.is_leaf:
+            return self.leaf(node), 4
+        operation = OPERATIONS[node.op]
+        parts = [self.operand(node, i) for i in range(len(node.args))]
+        text = operation.text.format(*parts)
+        if node in self.names or self.uses[node] > 1 or len(text) > _LONG:
+            return self.define(node, text), 4
+        return text, operation.binds
+
+    def operand(self, node: Node, place: int) -> str:
+        text, binds = self.text(node.args[place])
+        outer = OPERATIONS[node.op].binds
+        if outer == 4:
+            return text
+        # a - (b - c), a * (b * c): what stands on the right of the same operator keeps its parentheses
+        return f"({text})" if binds < outer or (binds == outer and (place or outer < SUM)) else text
+
+    def define(self, node: Node, text: str) -> str:
+        self.variables[node] = name = self.fresh(self.names.get(node) or f"v{len(self.variables)}")
+        self.lines.append(f"{'auto' if node.is_mask else 'V'} {name} = {text};")
+        return name
+
+    def write(self, nodes: Sequence[Node]) -> list[str]:
+        return [self.text(node)[0] for node in nodes]
+
+    def assign(self, array: str, nodes: Sequence[Node]) -> list[str]:
+        """Assignments to an array that is read as well: what reads an element that changed before is a variable."""
+        assignments = []
+        texts = self.write(nodes)
+        for i, (node, text) in enumerate(zip(nodes, texts, strict=True)):
+            changed = [j for j in map(int, re.findall(rf"\b{array}\[(\d+)\]", text)) if j < i]
+            if changed:
+                text = self.define(node, text)
+            if text != f"{array}[{i}]":
+                assignments.append(f"{array}[{i}] = {text};")
+        return assignments
+
+
+def _number(value: float) -> str:
+    if value == int(value) if abs(value) < 1 << 24 else False:
+        return f"V({int(value)})"
+    text = "NAN" if value != value else "INFINITY" if value == float("inf") else repr(value)
+    return f"fn::number<V>({'-INFINITY' if value == float('-inf') else text})"

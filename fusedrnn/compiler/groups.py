@@ -1,0 +1,84 @@
+"""What a cell's function is given: gates in groups, and states, vectors and inputs by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+class CellError(ValueError):
+    """A cell that cannot be: what is wrong, where, and what is allowed."""
+
+
+class Group:
+    """Values by name: ``x.i``, or ``i, f, g, o = x``.
+
+    ``+ - *`` between groups of gates, with numbers and tensors, are done gate by gate. A ``follower`` has a value for
+    every gate, of which those count that the other group has too.
+    """
+
+    __slots__ = ("_what", "_values", "_follower")
+
+    def __init__(self, what: str, names: Sequence[str], values: Sequence[Any], follower: bool = False):
+        object.__setattr__(self, "_what", what)
+        object.__setattr__(self, "_values", dict(zip(names, values, strict=True)))
+        object.__setattr__(self, "_follower", follower)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"{self._what} has no {name!r}, only {', '.join(self._values) or 'nothing'}")
+        return self._values[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{self._what} cannot be changed: return the new states")
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values.values())
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"{self._what}({', '.join(self._values)})"
+
+
+class Gates(Group):
+    __slots__ = ()
+
+    def _combined(self, other: Any, operation: Callable[[Any, Any], Any]) -> Gates:
+        if not isinstance(other, Gates):
+            if not isinstance(other, (int, float, Tensor)):
+                return NotImplemented
+            values = [operation(value, other) for value in self]
+            return Gates(self._what, list(self._values), values, self._follower)
+        names = list((other if self._follower else self)._values)
+        for group in (self, other):
+            theirs = set(group._values)
+            if not (theirs >= set(names) if group._follower else theirs == set(names)):
+                gates = (f"{g._what} has {', '.join(g._values) or 'none'}" for g in (self, other))
+                raise CellError(f"two groups have different gates: {'; '.join(gates)}")
+        values = [operation(self._values[name], other._values[name]) for name in names]
+        return Gates("a group", names, values, self._follower and other._follower)
+
+    def __add__(self, other):
+        return self._combined(other, lambda a, b: a + b)
+
+    def __sub__(self, other):
+        return self._combined(other, lambda a, b: a - b)
+
+    def __mul__(self, other):
+        return self._combined(other, lambda a, b: a * b)
+
+    def __radd__(self, other):
+        return self._combined(other, lambda a, b: b + a)
+
+    def __rsub__(self, other):
+        return self._combined(other, lambda a, b: b - a)
+
+    def __rmul__(self, other):
+        return self._combined(other, lambda a, b: b * a)
+
+    def __neg__(self):
+        return Gates(self._what, list(self._values), [-value for value in self], self._follower)

@@ -1,0 +1,124 @@
+"""The generator of cells: every operation, what is saved, what is refused."""
+
+import torch
+import torch.nn.functional as F
+
+import pytest
+import scalar_cells
+from fusedrnn.compiler import Cell, CellError, cell
+
+N = 64
+needs_compiler = pytest.mark.skipif(not scalar_cells.have_compiler(), reason="no C++ compiler on this machine")
+
+# name: (function of a and b, range of a and b). They lie on a coarse grid: ties and zeros are among them.
+OPERATIONS = {
+    "add": (lambda a, b: a + b + 1, -2, 2),
+    "add with alpha": (lambda a, b: torch.add(a, b, alpha=3), -2, 2),
+    "sub": (lambda a, b: (a - b) * (1 - a) - 2, -2, 2),
+    "mul": (lambda a, b: a * b * 2.5, -2, 2),
+    "div": (lambda a, b: a / b, 0.25, 1e4),
+    "div by constants": (lambda a, b: a / 3 + b / 4 + 2 / (a + 9), -2, 2),
+    "neg": (lambda a, b: -a * -b - (-a), -2, 2),
+    "sigmoid": (lambda a, b: torch.sigmoid(a) * b, -20, 20),
+    "tanh": (lambda a, b: torch.tanh(a) * b, -6, 6),
+    "relu": (lambda a, b: torch.relu(a) * b, -2, 2),
+    "exp": (lambda a, b: torch.exp(a) * b, -20, 20),
+    "expm1": (lambda a, b: torch.expm1(a) * b, -20, 20),
+    "log": (lambda a, b: torch.log(a) * b, 0.25, 1e5),
+    "log1p": (lambda a, b: torch.log1p(a) * b, -0.75, 30),
+    "logsigmoid": (lambda a, b: F.logsigmoid(a) * b, -30, 30),
+    "softplus": (lambda a, b: F.softplus(a) * b, -30, 30),
+    "softplus of beta": (lambda a, b: F.softplus(a, beta=2, threshold=5) * b, -30, 30),
+    "sqrt": (lambda a, b: torch.sqrt(a) * b, 0.25, 1e4),
+    "rsqrt": (lambda a, b: torch.rsqrt(a) * b, 0.25, 1e4),
+    "reciprocal": (lambda a, b: torch.reciprocal(a) * b, 0.25, 1e4),
+    "abs": (lambda a, b: torch.abs(a) * b, -2, 2),
+    "sign": (lambda a, b: torch.sign(a) * b, -2, 2),
+    "square": (lambda a, b: torch.square(a) * b, -2, 2),
+    "pow": (lambda a, b: a**3 + b**5 + a**0 + b**1, -2, 2),
+    "negative pow": (lambda a, b: a**-1 + b**-4 + a**0.5 + b**-0.5, 0.25, 4),
+    "minimum": (lambda a, b: torch.minimum(a, b) * a, -2, 2),
+    "maximum": (lambda a, b: torch.maximum(a, b) * a, -2, 2),
+    "maximum with a constant": (lambda a, b: torch.maximum(a, torch.tensor(0.5, dtype=a.dtype)) * b, -2, 2),
+    "clamp": (lambda a, b: torch.clamp(a, -1, 1) * b, -2, 2),
+    "clamp below": (lambda a, b: torch.clamp(a, min=-0.5) * b.clamp_min(0.25), -2, 2),
+    "clamp above": (lambda a, b: torch.clamp(a, max=0.5) * b.clamp_max(0.25), -2, 2),
+    "where lt": (lambda a, b: torch.where(a < b, a * a, b), -2, 2),
+    "where le": (lambda a, b: torch.where(a <= 0.5, a * b, 0.0), -2, 2),
+    "where gt": (lambda a, b: torch.where(a > b, 1.0, b) * a, -2, 2),
+    "where ge": (lambda a, b: torch.where(a >= b, a, -b), -2, 2),
+    "where eq": (lambda a, b: torch.where(a == b, a * 3, b), -2, 2),
+    "where ne": (lambda a, b: torch.where(a != b, a * 3, b), -2, 2),
+    "logical and": (lambda a, b: torch.where((a > 0) & torch.logical_and(b > 0, b < 1), a * b, b), -2, 2),
+    "logical or": (lambda a, b: torch.where((a > 0) | torch.logical_or(b > 0, b == -1), a * b, b), -2, 2),
+    "logical not": (lambda a, b: torch.where(~(a > 0), a * b, torch.where(torch.logical_not(b > 0), a, b)), -2, 2),
+    "logical xor": (lambda a, b: torch.where((a > 0) ^ (b > 0), a * b, a), -2, 2),
+    "mask as a number": (lambda a, b: (a > 0) * b + (b > 0).to(a.dtype) * a, -2, 2),
+    "masked_fill": (lambda a, b: a.masked_fill(b > 0, 0.5) * b, -2, 2),
+    "silu": (lambda a, b: F.silu(a) * b, -20, 20),
+    "gelu": (lambda a, b: F.gelu(a, approximate="tanh") * b, -4, 4),
+    "hardsigmoid": (lambda a, b: F.hardsigmoid(a) * b, -4, 4),
+    "hardtanh": (lambda a, b: F.hardtanh(a) * b + F.relu6(a), -8, 8),
+    "leaky_relu": (lambda a, b: F.leaky_relu(a, 0.1) * b, -2, 2),
+    "elu": (lambda a, b: F.elu(a, 0.5) * b + F.selu(a) + F.celu(b, 2.0), -20, 20),
+    "threshold": (lambda a, b: F.threshold(a, 0.5, 0.25) * b, -2, 2),
+    "lerp": (lambda a, b: torch.lerp(a, b, 0.3) + torch.lerp(a, b, torch.sigmoid(a)), -2, 2),
+    "addcmul": (lambda a, b: torch.addcmul(a, a, b, value=2) + torch.addcdiv(a, a, b, value=2), 0.25, 2),
+    "detach": (lambda a, b: a.detach() * b + (torch.sigmoid(a) - a).detach() + a, -2, 2),
+    "constants": (lambda a, b: a * torch.ones_like(a) + torch.full_like(b, 0.5) * b + torch.zeros_like(a), -2, 2),
+    "nothing to differentiate": (lambda a, b: torch.sign(a), -2, 2),
+}
+
+
+LESS_EXACT = {"hardsigmoid": 1e-7}  # torch's derivative of doubles multiplies by 1/6 as a float
+
+
+def cell_of(function) -> Cell:
+    @cell(gates="a b", states="h", recurrent="")
+    def one_operation(x, r, s):
+        return function(x.a, x.b)
+
+    return one_operation
+
+
+@pytest.fixture(scope="module")
+def operations():
+    cells = {name: cell_of(function) for name, (function, _, _) in OPERATIONS.items()}
+    return cells, scalar_cells.Compiled(list(cells.values()))
+
+
+def assert_near(actual, wanted, relative, what):
+    least = 1e-2 if relative < 1e-10 else wanted.abs().max()  # in float 1 - y has few digits
+    scale = wanted.abs().clamp(min=least)
+    error = ((actual - wanted).abs() / scale).masked_fill(actual == wanted, 0)
+    assert error.max() <= relative, f"{what}: {error.max():.1e}"
+
+
+def assert_runs_as_the_function(compiled, cell, kind, x, r, s, ds, relative):
+    new, dx, dr, dstates = scalar_cells.expected(cell, x, r, s, ds)
+    states, dprev, planes = compiled.run(cell, kind, x, r, s, ds)
+    generated = compiled.generated[cell]
+    assert_near(states, new, relative, "states")
+    G = len(cell.gates)
+    for i, wanted in enumerate(dx):
+        assert_near(planes[i if i < G else generated.grads + i - G], wanted, relative, f"dx[{i}]")
+    for i, wanted in enumerate(dr):
+        assert_near(planes[generated.recurrent_grads[i]], wanted, relative, f"dr[{i}]")
+    for i, wanted in enumerate(dstates):
+        assert_near(dprev[i], wanted, relative, f"ds[{i}]")
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind, relative", [("number", 1e-12), ("vector", 1e-12), ("float", 2e-5)])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_and_its_derivative_are_torch_s(operations, name, kind, relative):
+    cells, compiled = operations
+    _, low, high = OPERATIONS[name]
+    torch.manual_seed(0)
+    x = torch.rand(2, N, dtype=torch.float64) * (high - low) + low
+    x = torch.where(torch.rand_like(x) < 0.5, (x * 4).round() / 4, x).float().double()  # a number of either type
+    ds = torch.randn(1, N, dtype=torch.float64)
+    nothing = torch.zeros(0, N, dtype=torch.float64)
+    s = torch.zeros(1, N, dtype=torch.float64)
+    relative = max(relative, LESS_EXACT.get(name, 0))
+    assert_runs_as_the_function(compiled, cells[name], kind, x, nothing, s, ds, relative)
