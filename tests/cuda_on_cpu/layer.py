@@ -16,7 +16,8 @@ from fusedrnn.inputs import WEIGHTS, ScanInputs
 
 POLICIES = ["round-robin", "reverse", "random", "priority"]
 BUILT_IN = {name: cell_traits(name) for name in ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")}
-CELLS = BUILT_IN | {"THREE_STATES": CellTraits(3, 3, 3, 0, 0, 3, 3), "FOUR_STATES": CellTraits(3, 3, 4, 0, 0, 4, 4)}  # of test_cells.h
+OF_TESTS = {"THREE_STATES": CellTraits(3, 3, 3, 0, 0, 3, 3), "FOUR_STATES": CellTraits(3, 3, 4, 0, 0, 4, 4)}
+CELLS = BUILT_IN | OF_TESTS
 STATES = ("h", "c", "s2", "s3")  # in the names of arrays: see arrays.h
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 # arrays with a row for every step of every row: [D, R, ...] if true, else [R, D, ...]
