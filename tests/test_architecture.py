@@ -52,7 +52,7 @@ def imports(path: str, text: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join(filter(None, [*above, node.module]))
-            is_package = base in ("fusedrnn", "fusedrnn.backends")
+            is_package = base in ("fusedrnn", "fusedrnn.backends", "fusedrnn.compiler")
             yield from (f"{base}.{alias.name}" if is_package else base for alias in node.names)
 
 
@@ -72,8 +72,13 @@ def imports_never(forbidden: str):
 
 # Arrows never point up.
 RANKS = [
-    "inputs twin",
-    "backends.extension",
+    "inputs twin compiler.graph compiler.groups",
+    "backends.extension compiler.operations compiler.lower",
+    "compiler.cut compiler.trace",
+    "compiler.emit compiler.build",
+    "compiler.definition",
+    "compiler.__init__ compiler.__main__",
+    "zoo",
     "backends.reference noise",
     "backends.operators",
     "backends.onnx",
@@ -116,19 +121,19 @@ BARE_CUDA = (
 RULES = [
     Rule(
         "cells know cmath and each other",
-        r"csrc/(activations|cells)\.h",
-        includes_only(r'<cmath>|"(activations|cells|function|scan)\.h"'),
+        r"csrc/(activations|cells|functions)\.h",
+        includes_only(r'<(cmath|type_traits)>|"(activations|cells|function|scan)\.h"'),
         ("csrc/cells.h", "#include <immintrin.h>\n"),
     ),
     Rule(
         "cells know no torch, no device and no instruction set",
-        r"csrc/(activations|cells)\.h",
+        r"csrc/(activations|cells|functions)\.h",
         never(r"\b(at|torch|c10)::|\b_mm\w+|\b__m\d+|\bthreadIdx\b|\bblockIdx\b|\b__sh\w+"),
         ("csrc/activations.h", "inline float f(float x) { return _mm_cvtss_f32(_mm_set1_ps(x)); }"),
     ),
     Rule(
         "cells know no memory and no time",
-        r"csrc/(activations|cells)\.h",
+        r"csrc/(activations|cells|functions)\.h",
         never(r"\bstride\w*|\bint64_t\b|\bfor\s*\(|\bwhile\s*\(|\bnew\b|\bmalloc\b"),
         ("csrc/cells.h", "for (int t = 0; t < steps; ++t) s[0] = x[t];"),
     ),
@@ -206,7 +211,7 @@ RULES = [
     ),
     Rule(
         "the gate equations stand once in Python",
-        r"fusedrnn/(?!backends/reference\.py).*\.py",
+        r"fusedrnn/(?!backends/reference\.py|zoo\.py).*\.py",
         never(r"(torch|F)\.(sigmoid|tanh|relu)\b|\.(sigmoid|tanh|relu)_?\("),
         ("fusedrnn/cells.py", "h = torch.sigmoid(o) * c.tanh()"),
     ),

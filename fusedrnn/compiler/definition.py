@@ -156,7 +156,9 @@ def _names(what: str, given: Any) -> tuple[str, ...]:
     names = tuple(given.split()) if isinstance(given, str) else tuple(given)
     for name in names:
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
-            raise CellError(f"{what}: {name!r} is not a name: letters, digits and _, not first a digit or _, no keyword")
+            raise CellError(
+                f"{what}: {name!r} is not a name: letters, digits and _, not first a digit or _, no keyword"
+            )
         if names.count(name) > 1:
             raise CellError(f"{what}: {name!r} is there twice")
     return names

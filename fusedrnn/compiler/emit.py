@@ -129,12 +129,16 @@ class _Printer:
         names = dict(self.names)
         for node in self.saved:
             if node.is_leaf:
-                names.setdefault(node, f"{node.op}_{(self.cell.gates if node.op == 'x' else self.cell.recurrent)[node.value]}")
+                names.setdefault(
+                    node, f"{node.op}_{(self.cell.gates if node.op == 'x' else self.cell.recurrent)[node.value]}"
+                )
         body = _Body(names, lambda node: self.leaf(node, backward=True), [*self.planes, *self.dstates], self.saved)
         planes = [f"dgates[{i}] = {text};" for i, text in enumerate(body.write(self.planes))]
         lines = body.assign("ds", self.dstates)
         used = self.read_by_backward()
-        return _function("backward", used, ("const saved", "const prev", "ds", "dgates"), [*body.lines, *planes, *lines])
+        return _function(
+            "backward", used, ("const saved", "const prev", "ds", "dgates"), [*body.lines, *planes, *lines]
+        )
 
 
 def _function(name: str, used: set[Node], parameters: Sequence[str], lines: list[str]) -> list[str]:

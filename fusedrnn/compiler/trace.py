@@ -104,7 +104,9 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         main = result[0] if isinstance(result, tuple) else result
         if main.dim() > 2:
-            raise self.refuse(f"{name} makes a tensor of shape {list(main.shape)}: it works on rows of units, not on more")
+            raise self.refuse(
+                f"{name} makes a tensor of shape {list(main.shape)}: it works on rows of units, not on more"
+            )
         self.know(main, node)
         return result
 
@@ -156,7 +158,15 @@ class _Recorder(TorchDispatchMode):
 
 def _converted(name: str, values: list[Any], graph: Graph) -> list[Any]:
     """Numbers in the place of tensors become nodes; those that are options stay."""
-    tensors = {"where.self": 3, "maximum": 2, "minimum": 2, "addcmul": 3, "addcdiv": 3, "lerp.Tensor": 3, "lerp.Scalar": 2}
+    tensors = {
+        "where.self": 3,
+        "maximum": 2,
+        "minimum": 2,
+        "addcmul": 3,
+        "addcdiv": 3,
+        "lerp.Tensor": 3,
+        "lerp.Scalar": 2,
+    }
     count = tensors.get(name, 2 if name.endswith((".Tensor", ".Scalar")) and not name.startswith("clamp") else 1)
     return [
         graph.const(v) if i < count and isinstance(v, (int, float)) else v for i, v in enumerate(values)
