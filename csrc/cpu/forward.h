@@ -24,6 +24,7 @@ class Forward {
         pairs_of_x(packs && kIsBfloat16 && kDotProducts && s.input % 2 == 0),
         pairs(packs && kIsBfloat16 && s.projected % 2 == 0 && (kDotProducts || few_rows())),
         projects(params.weights[0].w_hr),
+        panel(panel_for<S>(s.rows)),
         H_(padded<S>(s.hidden)),
         P_(padded<S>(s.projected)),
         w_ih(packs ? s.directions * G * s.input * H_ >> pairs_of_x : 0),
@@ -69,32 +70,17 @@ class Forward {
   void pack_weights(const Partition& part) {
     const Weights<T>& w = p.weights[part.d];
     for_packed<S>(part, s.hidden, [&](int64_t begin, int64_t end) {
-      for_panels<S>(begin, end, false, [&](int64_t j, int64_t columns) { pack_gates(part, j, columns); });
+      if (packs && !packs_w_ih_late(part)) pack_gates(of_input(part.d), begin, end);
+      if (packs) pack_gates(recurrent(part.d), begin, end);
+      for (int g = 0; g < G; ++g) {
+        pack_bias(w.b_ih, g * s.hidden + begin, end - begin, b_ih + (part.d * G + g) * H_ + begin);
+        pack_bias(w.b_hh, g * s.hidden + begin, end - begin, b_hh + (part.d * G + g) * H_ + begin);
+      }
     });
     for_packed<S>(part, projects ? s.projected : 0, [&](int64_t begin, int64_t end) {
-      pack_transposed(w.w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden,
+      pack_transposed(w.w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden, panel,
                       w_hr + (part.d * P_ + begin) * s.hidden);
     });
-  }
-
-  void pack_gates(const Partition& part, int64_t j, int64_t columns) {
-    const Weights<T>& w = p.weights[part.d];
-    for (int g = 0; g < G; ++g) {
-      int64_t unit = g * s.hidden + j;
-      if (packs) {
-        if (!packs_w_ih_late(part))
-          pack_gate(w.w_ih + unit * s.input, columns, s.input, pairs_of_x,
-                    w_ih + at(part.d, j, g, columns, s.input, pairs_of_x));
-        pack_gate(w.w_hh + unit * s.projected, columns, s.projected, pairs,
-                  w_hh + at(part.d, j, g, columns, s.projected, pairs));
-      }
-      pack_bias(w.b_ih, unit, columns, b_ih + (part.d * G + g) * H_ + j);
-      pack_bias(w.b_hh, unit, columns, b_hh + (part.d * G + g) * H_ + j);
-    }
-  }
-
-  void pack_gate(const T* w, int64_t columns, int64_t k, bool in_pairs, S* packed) {
-    (in_pairs ? pack_transposed_pairs<T, S> : pack_transposed<T, S>)(w, columns, k, k, packed);
   }
 
   void pack_bias(const T* bias, int64_t unit, int64_t columns, S* packed) {
@@ -111,25 +97,38 @@ class Forward {
 
   // One of the two products that make the gates: W_ih's or W_hh's, of one direction.
   struct GateProduct {
-    const T* w;       // [G, H, k]
-    const S* packed;  // [G*H_, k], perhaps in pairs
-    const S* bias;    // [G, H_]
+    const T* w;     // [G, H, k]
+    S* packed;      // [G*H_, k], perhaps in pairs
+    const S* bias;  // [G, H_]
     int d;
-    int64_t k;
+    int64_t k, panel;
     bool pairs;
   };
-  GateProduct of_input(int d) const { return {p.weights[d].w_ih, w_ih, b_ih + d * G * H_, d, s.input, pairs_of_x}; }
-  GateProduct recurrent(int d) const { return {p.weights[d].w_hh, w_hh, b_hh + d * G * H_, d, s.projected, pairs}; }
+  GateProduct of_input(int d) const {
+    return {p.weights[d].w_ih, w_ih, b_ih + d * G * H_, d, s.input, panel_for<S>(s.packed_rows), pairs_of_x};
+  }
+  GateProduct recurrent(int d) const {
+    return {p.weights[d].w_hh, w_hh, b_hh + d * G * H_, d, s.projected, panel, pairs};
+  }
+
+  void pack_gates(const GateProduct& of, int64_t begin, int64_t end) {
+    for_panels(of.panel, begin, end, false, [&](int64_t j, int64_t columns) {
+      for (int g = 0; g < G; ++g) pack_gate(of, j, g, columns, of.packed + at(of.d, j, g, columns, of.k, of.pairs));
+    });
+  }
+  void pack_gate(const GateProduct& of, int64_t j, int g, int64_t columns, S* packed) {
+    (of.pairs ? pack_transposed_pairs<T, S> : pack_transposed<T, S>)(of.w + (g * s.hidden + j) * of.k, columns, of.k,
+                                                                     of.k, of.panel, packed);
+  }
 
   // c = b + a W^T for gate g of units j .. j + columns.
-  void multiply_by(const GateProduct& product, int64_t j, int g, int64_t columns, int64_t rows, const S* const* a, S* c,
+  void multiply_by(const GateProduct& of, int64_t j, int g, int64_t columns, int64_t rows, const S* const* a, S* c,
                    int64_t c_stride) {
-    const S* bias = product.bias + g * H_ + j;
-    if (packs)
-      multiply(rows, columns, a, product.k, product.packed + at(product.d, j, g, columns, product.k, product.pairs),
-               bias, 0, c, c_stride, product.pairs);
-    else
-      multiply_unpacked(rows, columns, a, product.k, product.w + (g * s.hidden + j) * product.k, bias, c, c_stride);
+    const S* bias = of.bias + g * H_ + j;
+    if (!packs)
+      return multiply_unpacked(rows, columns, a, of.k, of.w + (g * s.hidden + j) * of.k, bias, c, c_stride);
+    const S* packed = of.packed + at(of.d, j, g, columns, of.k, of.pairs);
+    multiply<S>(rows, {a}, {packed, columns, of.k, of.pairs}, {bias, 0, c, c_stride});
   }
 
   // What a thread needs besides for its rows, `room` of them at a time.
@@ -149,7 +148,7 @@ class Forward {
     Buffer<const S*> a;  // rows as products take them
     Buffer<S> wide;      // rows in the type of arithmetic
     Buffer<S> gates_x;   // [room, G, width]
-    Buffer<S> gates_r;   // [kBlockRows, G, kPanel]
+    Buffer<S> gates_r;   // [kBlockRows, G, panel]
     Buffer<S> panel;     // of W_ih, if it is packed just before its use
     Buffer<S> masked;    // h times h_mask
   };
@@ -220,13 +219,13 @@ class Forward {
     if (p.gates_x) return;
     as_operands<T, S>(rows, s.input, space.h, pairs_of_x, space.wide, space.a);
     GateProduct product = of_input(part.d);
-    for_panels<S>(part, part.unit, part.unit_end, s.hidden, false, [&](int64_t j, int64_t columns) {
+    for_panels<S>(part, {product.panel, part.unit, part.unit_end, s.hidden}, false, [&](int64_t j, int64_t columns) {
       for (int g = 0; g < G; ++g) {
         S* to = space.gates_x + g * width + j - part.unit;
         if (packs_w_ih_late(part)) {
-          pack_gate(product.w + (g * s.hidden + j) * s.input, columns, s.input, pairs_of_x, space.panel);
-          multiply<S>(rows, columns, space.a, s.input, space.panel, product.bias + g * H_ + j, 0, to, G * width,
-                      pairs_of_x);
+          pack_gate(product, j, g, columns, space.panel);
+          multiply<S>(rows, {space.a}, {space.panel, columns, s.input, pairs_of_x},
+                      {product.bias + g * H_ + j, 0, to, G * width});
         } else {
           multiply_by(product, j, g, columns, rows, space.a, to, G * width);
         }
@@ -244,17 +243,17 @@ class Forward {
     as_operands<T, S>(live, s.projected, space.h, pairs, space.wide, space.a);
     if (p.h_mask) mask_rows(walk, rows, live, space);
     GateProduct product = recurrent(part.d);
-    for_panels<S>(part, part.unit, part.unit_end, s.hidden, t % 2, [&](int64_t j, int64_t columns) {
+    for_panels<S>(part, {panel, part.unit, part.unit_end, s.hidden}, t % 2, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
         prefetch_states(walk, rows + m, block_rows, j, columns);
         for (int i = 0; i < G; ++i) {
           for (int64_t b = 0; p.saved && b < block_rows; ++b)  // not all at once: they would fill L1
             prefetch_for_write(saved_row(part.d, rows[m + b]) + i * s.hidden + j, columns);
           int g = t % 2 ? G - 1 - i : i;  // as the panels
-          multiply_by(product, j, g, columns, block_rows, space.a + m, space.gates_r + g * kPanel<S>, G * kPanel<S>);
+          multiply_by(product, j, g, columns, block_rows, space.a + m, space.gates_r + g * panel, G * panel);
         }
         for (int64_t b = 0; b < block_rows; ++b)
-          activate(part, rows[m + b], j, columns, space.h[m + b], space.gates_r + b * G * kPanel<S>);
+          activate(part, rows[m + b], j, columns, space.h[m + b], space.gates_r + b * G * panel);
       });
     });
     if (projects) project_hidden(part, walk, t, rows, live, space);
@@ -307,7 +306,7 @@ class Forward {
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {
         x[g] = U::load(row.gates_x + g * width + j - part.unit);
-        r[g] = U::load(gates_r + g * kPanel<S> + v);
+        r[g] = U::load(gates_r + g * panel + v);
       }
       state[0] = Cell::kReadsH ? U::load(h + j, n) : U(0);
 #pragma GCC unroll 4
@@ -318,8 +317,7 @@ class Forward {
       state[0].store(steps[0] + j, n);
 #pragma GCC unroll 4
       for (int k = 1; k < kStates; ++k) {
-        if (const Zone& zone = p.states[k].zone)
-          state[k] = blend(fraction_kept<S, U>(zone, place * s.hidden + j, n), before[k], state[k]);
+        state[k] = zoned<S>(p.states[k].zone, place * s.hidden + j, n, before[k], state[k]);
         state[k].store(carry[k] + j);
         if (steps[k]) state[k].store(steps[k] + j, n);
       }
@@ -349,13 +347,13 @@ class Forward {
     part.sync_if_units_are_split();
     for (int64_t m = 0; m < live; ++m) space.h[m] = hidden_row(part.d, rows[m]);
     as_operands<T, S>(live, s.hidden, space.h, false, space.wide, space.a);
-    for_panels<S>(part, part.out, part.out_end, s.projected, false, [&](int64_t j, int64_t columns) {
+    for_panels<S>(part, {panel, part.out, part.out_end, s.projected}, false, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        multiply<S>(block_rows, columns, space.a + m, s.hidden, w_hr + (part.d * P_ + j) * s.hidden, zero_bias, 0, tile,
-                    kPanel<S>);
+        multiply<S>(block_rows, {space.a + m}, {w_hr + (part.d * P_ + j) * s.hidden, columns, s.hidden},
+                    {zero_bias, 0, tile, panel});
         for (int64_t b = 0; b < block_rows; ++b) {
           int64_t at = walk.output(rows[m + b].index, s.projected, j);
-          S* fresh = tile + b * kPanel<S>;
+          S* fresh = tile + b * panel;
           const Zone& zone = p.states[0].zone;
           const T* old = zone ? walk.before(0, t, rows[m + b].n) + j : nullptr;
           for (int64_t v = 0; old && v < columns; v += V::kLanes)
@@ -382,6 +380,7 @@ class Forward {
   const ScanParams<T>& p;
   const Shape& s;
   bool packs, pairs_of_x, pairs, projects;
+  int64_t panel;         // columns of the panels that a step's rows meet
   int64_t H_, P_;        // H and P, padded to whole vectors
   Buffer<S> w_ih, w_hh;  // [D] packed matrices [G*H_, I] and [G*H_, P], perhaps in pairs
   Buffer<S> w_hr;        // [D] packed matrix [P_, H]

@@ -15,6 +15,12 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
+#if FUSEDRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
 // Scalar conversions between storage and arithmetic.
 
 FUSEDRNN_FN float from_bits(uint32_t bits) {
