@@ -44,8 +44,8 @@ class Backward {
     zero<T>(zeros, s.hidden + s.projected);
     zero<S>(zero_bias, kPanel<S>);
     for (int d = 0; d < s.directions; ++d) {
-      w_hh[d].emplace(p.weights[d].w_hh, B * s.hidden, s.projected, pairs, s.packed_rows);
-      w_hr[d].emplace(p.weights[d].w_hr, s.projected, s.hidden, pairs, s.packed_rows);
+      w_hh[d].emplace(p.weights[d].w_hh, B * s.hidden, s.projected, pairs, s.packed_rows, s.rows);
+      w_hr[d].emplace(p.weights[d].w_hr, s.projected, s.hidden, pairs, s.packed_rows, s.rows);
       sums[d].emplace(p, g, d, room);
       for (int u = 0; u < Cell::kVectors; ++u)
         widen_row(vectors + (d * Cell::kVectors + u) * H_, p.weights[d].vectors + u * s.hidden, s.hidden);
@@ -121,7 +121,7 @@ class Backward {
         for (int d = 0; d < s.directions; ++d) {
           bool begun = s.directions == 2 && (2 * i > last || (2 * i == last && d == 1));
           sums[d]->add(member, members, chunk(d, i), dgates + d * room * kPlanes * s.hidden,
-                       dh_steps + d * (projects ? room * s.projected : 0), i == 0, i == last, begun);
+                       dh_steps + d * (projects ? room * s.projected : 0), {i == 0, i == last, begun});
         }
       });
     });
@@ -165,20 +165,29 @@ class Backward {
       }
   }
 
+  // The rows of a thread that take a step, and what it needs for their products.
+  struct LiveRows {
+    LiveRows(int64_t most, int64_t widest)
+        : n(most), stored(most), a(most), wide(most * padded<S>(widest)), tile(kBlockRows * kPanel<S>) {}
+
+    int64_t count = 0;
+    Buffer<int64_t> n;        // batch rows
+    Buffer<const E*> stored;  // operands as stored
+    Buffer<const S*> a;       // as products take them
+    Buffer<S> wide, tile;     // in the type of arithmetic; [kBlockRows, kPanel]
+  };
+
   void walk(Partition& part, const Steps& steps) {
     StepIterator<T> walk{{p, part.d}, zeros};
-    int64_t most = part.row_end - part.row;
     int64_t widest = s.projected > Q * s.hidden ? s.projected : Q * s.hidden;
-    Buffer<S> tile(kBlockRows * kPanel<S>), wide(kDotProducts && !pairs ? most * padded<S>(widest) : 0);
-    Buffer<int64_t> live(most);
-    Buffer<const E*> rows(most);
-    Buffer<const S*> a(most);
+    LiveRows live(part.row_end - part.row, kDotProducts && !pairs ? widest : 0);
     for (int64_t i = 0; i < steps.end - steps.begin; ++i) {
       int64_t t = part.d ? steps.begin + i : steps.end - 1 - i;
-      int64_t count = 0, before = taken[t] - taken[steps.begin] + alive_rows(walk, t, part.row);
+      int64_t before = taken[t] - taken[steps.begin] + alive_rows(walk, t, part.row);
+      live.count = 0;
       for (int64_t n = part.row; n < part.row_end && n < walk.rows(t); ++n)
-        if (walk.alive(t, n)) live[count++] = n;
-      take_step(part, walk, t, part.d * room + before, count, live, rows, a, wide, tile);
+        if (walk.alive(t, n)) live.n[live.count++] = n;
+      take_step(part, walk, t, part.d * room + before, live);
     }
   }
 
@@ -193,11 +202,10 @@ class Backward {
   }
 
   // first: the place of the partition's first row in dgates and dh_steps.
-  void take_step(Partition& part, const StepIterator<T>& walk, int64_t t, int64_t first, int64_t count,
-                 const int64_t* live, const E** rows, const S** a, S* wide, S* tile) {
+  void take_step(Partition& part, const StepIterator<T>& walk, int64_t t, int64_t first, LiveRows& live) {
     int64_t outs = part.out_end - part.out;
-    for (int64_t m = 0; m < count; ++m) {
-      int64_t n = live[m], emitted = (first + m) * s.projected + part.out;
+    for (int64_t m = 0; m < live.count; ++m) {
+      int64_t n = live.n[m], emitted = (first + m) * s.projected + part.out;
       int64_t output = walk.output(walk.row(t, n), s.projected, part.out);
       S* dh = dstates + place(0, part.d, n) + part.out;
       if (g.states[0].steps) add_row(dh, g.states[0].steps + output, outs);
@@ -209,33 +217,34 @@ class Backward {
           total.store(dh_steps + emitted + j, outs - j);
           past.store(dh + j);
         }
-        rows[m] = dh_steps + (first + m) * s.projected;
+        live.stored[m] = dh_steps + (first + m) * s.projected;
       }
     }
     if (projects) {
       part.sync_if_units_are_split();
-      as_operands<E, S>(count, s.projected, rows, pairs, wide, a);
-      through_w_hr(part, count, live, a, tile);
+      as_operands<E, S>(live.count, s.projected, live.stored, pairs, live.wide, live.a);
+      through_w_hr(part, live);
     }
-    for (int64_t m = 0; m < count; ++m) {
+    for (int64_t m = 0; m < live.count; ++m) {
       E* row = dgates + (first + m) * kPlanes * s.hidden;
-      differentiate(part, walk, t, live[m], row);
-      rows[m] = row;
+      differentiate(part, walk, t, live.n[m], row);
+      live.stored[m] = row;
     }
     part.sync_or_take_over(s);
-    if (B) as_operands<E, S>(count, Q * s.hidden, rows, pairs, wide, a);
-    if (B) through_w_hh(part, t % 2, count, live, a, tile);
-    for (int64_t m = 0; m < count; ++m)
-      if (walk.reset_before(t, live[m])) divert(part, live[m]);
+    if (B) as_operands<E, S>(live.count, Q * s.hidden, live.stored, pairs, live.wide, live.a);
+    if (B) through_w_hh(part, t % 2, live);
+    for (int64_t m = 0; m < live.count; ++m)
+      if (walk.reset_before(t, live.n[m])) divert(part, live.n[m]);
   }
 
   // dhidden = dh_steps @ W_hr
-  void through_w_hr(const Partition& part, int64_t count, const int64_t* live, const S* const* a, S* tile) {
-    for_panels<S>(part, part.unit, part.unit_end, s.hidden, false, [&](int64_t j, int64_t columns) {
-      for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        w_hr[part.d]->multiply(block_rows, j, columns, 0, s.projected, a + m, zero_bias, 0, tile, kPanel<S>);
+  void through_w_hr(const Partition& part, const LiveRows& live) {
+    const Matrix<T>& w = *w_hr[part.d];
+    for_panels<S>(part, {w.panel(), part.unit, part.unit_end, s.hidden}, false, [&](int64_t j, int64_t columns) {
+      for_blocks(live.count, kBlockRows, [&](int64_t m, int64_t block_rows) {
+        w.multiply(block_rows, live.a + m, {j, columns, 0, s.projected}, {zero_bias, 0, live.tile, kPanel<S>});
         for (int64_t b = 0; b < block_rows; ++b)
-          copy(dhidden + (part.d * s.rows + live[m + b]) * H_ + j, tile + b * kPanel<S>, padded<S>(columns));
+          copy(dhidden + (part.d * s.rows + live.n[m + b]) * H_ + j, live.tile + b * kPanel<S>, padded<S>(columns));
       });
     });
   }
@@ -250,7 +259,7 @@ class Backward {
     S* dstate[kStates];
     for (int k = 0; k < kStates; ++k) {
       before[k] = k >= kFirst ? walk.before(k, t, n) : nullptr;
-      dsteps[k] = k && g.states[k].steps ? g.states[k].steps + place * s.hidden : nullptr;
+      dsteps[k] = k ? gradient_of_steps(k, place * s.hidden) : nullptr;
       dstate[k] = dstates + this->place(k, d, n);
     }
     if (projects) dstate[0] = dhidden + (d * s.rows + n) * H_;
@@ -279,28 +288,31 @@ class Backward {
     }
   }
 
+  const T* gradient_of_steps(int k, int64_t at) const { return g.states[k].steps ? g.states[k].steps + at : nullptr; }
+
   // Does zoneout of state k take place at the cell? That of a projected h takes place behind the projection.
   bool zones(int k) const { return p.states[k].zone && (k > 0 || !projects); }
 
   const T* mask(int d, int64_t n) const { return p.h_mask + (d * s.rows + n) * s.projected; }
 
   // dh += dr @ W_hh, for planes of dr that follow each other at once.
-  void through_w_hh(const Partition& part, bool backwards, int64_t count, const int64_t* live, const S* const* a,
-                    S* tile) {
-    for_panels<S>(part, part.out, part.out_end, s.projected, backwards, [&](int64_t j, int64_t columns) {
-      for_blocks(count, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        constexpr const int* kPlane = Cell::kRecurrentGrads;
+  void through_w_hh(const Partition& part, bool backwards, const LiveRows& live) {
+    constexpr const int* kPlane = Cell::kRecurrentGrads;
+    const Matrix<T>& w = *w_hh[part.d];
+    for_panels<S>(part, {w.panel(), part.out, part.out_end, s.projected}, backwards, [&](int64_t j, int64_t columns) {
+      for_blocks(live.count, kBlockRows, [&](int64_t m, int64_t block_rows) {
+        S* tile = live.tile;
         for (int k = 0, end; k < B; k = end) {
           for (end = k + 1; end < B && kPlane[end] == kPlane[end - 1] + 1;) ++end;
           const S* from[kBlockRows];
-          for (int64_t b = 0; b < block_rows; ++b) from[b] = a[m + b] + (kPlane[k] * s.hidden >> pairs);
-          w_hh[part.d]->multiply(block_rows, j, columns, k * s.hidden, (end - k) * s.hidden, from, k ? tile : zero_bias,
-                                 k ? kPanel<S> : 0, tile, kPanel<S>);
+          for (int64_t b = 0; b < block_rows; ++b) from[b] = live.a[m + b] + (kPlane[k] * s.hidden >> pairs);
+          w.multiply(block_rows, from, {j, columns, k * s.hidden, (end - k) * s.hidden},
+                     {k ? tile : zero_bias, k ? kPanel<S> : 0, tile, kPanel<S>});
         }
         for (int64_t b = 0; b < block_rows; ++b) {
           S* own = tile + b * kPanel<S>;
-          if (p.h_mask) multiply_row<S>(own, own, mask(part.d, live[m + b]) + j, columns);
-          add_row(dstates + place(0, part.d, live[m + b]) + j, own, columns);
+          if (p.h_mask) multiply_row<S>(own, own, mask(part.d, live.n[m + b]) + j, columns);
+          add_row(dstates + place(0, part.d, live.n[m + b]) + j, own, columns);
         }
       });
     });

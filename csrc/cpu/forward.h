@@ -22,6 +22,7 @@ class Forward {
         s(params.shape),
         gates(params, is_one_chunk()),
         projects(params.weights[0].w_hr),
+        panel(panel_for<S>(s.rows)),
         H_(padded<S>(s.hidden)),
         P_(padded<S>(s.projected)),
         w_hr(projects ? s.directions * s.hidden * P_ : 0),
@@ -54,7 +55,7 @@ class Forward {
   void pack_weights(const Partition& part) {
     gates.pack(part);
     for_packed<S>(part, projects ? s.projected : 0, [&](int64_t begin, int64_t end) {
-      pack_transposed(p.weights[part.d].w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden,
+      pack_transposed(p.weights[part.d].w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden, panel,
                       w_hr + (part.d * P_ + begin) * s.hidden);
     });
   }
@@ -76,7 +77,7 @@ class Forward {
     Buffer<const S*> a;  // rows as products take them
     Buffer<S> wide;      // rows in the type of arithmetic
     Buffer<S> gates_x;   // [room, G, width]
-    Buffer<S> gates_r;   // [kBlockRows, B, kPanel]
+    Buffer<S> gates_r;   // [kBlockRows, B, panel]
     Buffer<S> panel;     // of W_ih, if it is packed just before its use
     Buffer<S> masked;    // h times h_mask
   };
@@ -145,11 +146,12 @@ class Forward {
         widen_row(space.rows[m].gates_x + g * width, p.gates_x + place + g * s.hidden, units);
     }
     if (p.gates_x) return;
-    as_operands<T, S>(rows, s.input, space.h, gates.input_pairs, space.wide, space.a);
-    for_panels<S>(part, part.unit, part.unit_end, s.hidden, false, [&](int64_t j, int64_t columns) {
+    as_operands<T, S>(rows, s.input, space.h, gates.of_input(part.d).pairs, space.wide, space.a);
+    Panels panels{panel_for<S>(s.packed_rows), part.unit, part.unit_end, s.hidden};
+    for_panels<S>(part, panels, false, [&](int64_t j, int64_t columns) {
       for (int g = 0; g < G; ++g)
-        gates.input_part(part, j, g, columns, rows, space.a, space.panel, space.gates_x + g * width + j - part.unit,
-                         G * width);
+        gates.input_part(part, {j, g, columns}, rows, space.a, space.panel,
+                         {space.gates_x + g * width + j - part.unit, G * width});
     });
   }
 
@@ -160,20 +162,20 @@ class Forward {
       space.h[m] = walk.before(0, t, n);
       if (kStates > 1 && walk.reset_before(t, n)) reset(part, walk, n);
     }
-    if (B) as_operands<T, S>(live, s.projected, space.h, gates.pairs, space.wide, space.a);
+    typename Gates<Cell, T>::Product product = gates.recurrent(part.d);
+    if (B) as_operands<T, S>(live, s.projected, space.h, product.pairs, space.wide, space.a);
     if (B && p.h_mask) mask_rows(walk, rows, live, space);
-    for_panels<S>(part, part.unit, part.unit_end, s.hidden, t % 2, [&](int64_t j, int64_t columns) {
+    for_panels<S>(part, {panel, part.unit, part.unit_end, s.hidden}, t % 2, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
         prefetch_states(walk, rows + m, block_rows, j, columns);
         for (int i = 0; i < B; ++i) {
           for (int64_t b = 0; p.saved && i < A && b < block_rows; ++b)  // not all at once: they would fill L1
             prefetch_for_write(saved_row(part.d, rows[m + b]) + i * s.hidden + j, columns);
           int g = t % 2 ? B - 1 - i : i;  // as the panels
-          gates.recurrent_part(part.d, j, g, columns, block_rows, space.a + m, space.gates_r + g * kPanel<S>,
-                               B * kPanel<S>);
+          gates.multiply_by(product, {j, g, columns}, block_rows, space.a + m, {space.gates_r + g * panel, B * panel});
         }
         for (int64_t b = 0; b < block_rows; ++b)
-          activate(part, rows[m + b], j, columns, space.h[m + b], space.gates_r + b * B * kPanel<S>);
+          activate(part, rows[m + b], j, columns, space.h[m + b], space.gates_r + b * B * panel);
       });
     });
     if (projects) project_hidden(part, walk, t, rows, live, space);
@@ -183,7 +185,7 @@ class Forward {
     for (int64_t m = 0; m < live; ++m) {
       S* row = space.masked + m * padded<S>(s.projected);
       const T* mask = p.h_mask + walk.state(rows[m].n, s.projected, 0);
-      if (kDotProducts && gates.pairs)
+      if (kDotProducts && gates.recurrent(walk.d).pairs)
         multiply_row<S>(reinterpret_cast<T*>(row), space.h[m], mask, s.projected);
       else
         multiply_row<S>(row, space.a[m], mask, s.projected);
@@ -226,8 +228,8 @@ class Forward {
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) x[g] = W::load(row.gates_x + g * width + j - part.unit);
 #pragma GCC unroll 4
-      for (int g = 0; g < B; ++g) r[g] = W::load(gates_r + g * kPanel<S> + v);
-      load_operands<Cell>(p, row.index, j, gates.vector(part.d, 0), x + G);
+      for (int g = 0; g < B; ++g) r[g] = W::load(gates_r + g * panel + v);
+      load_operands<Cell>(p, row.index, j, gates.vectors_of(part.d), x + G);
       state[0] = Cell::kReadsH ? W::load(h + j, n) : W(0);
 #pragma GCC unroll 4
       for (int k = 1; k < kStates; ++k) state[k] = before[k] = W::load(carry[k] + j);
@@ -237,8 +239,7 @@ class Forward {
       state[0].store(steps[0] + j, n);
 #pragma GCC unroll 4
       for (int k = 1; k < kStates; ++k) {
-        if (const Zone& zone = p.states[k].zone)
-          state[k] = blend(fraction_kept<S, W>(zone, place * s.hidden + j, n), before[k], state[k]);
+        state[k] = zoned<S>(p.states[k].zone, place * s.hidden + j, n, before[k], state[k]);
         state[k].store(carry[k] + j);
         if (steps[k]) state[k].store(steps[k] + j, n);
       }
@@ -268,13 +269,13 @@ class Forward {
     part.sync_if_units_are_split();
     for (int64_t m = 0; m < live; ++m) space.h[m] = hidden_row(part.d, rows[m]);
     as_operands<T, S>(live, s.hidden, space.h, false, space.wide, space.a);
-    for_panels<S>(part, part.out, part.out_end, s.projected, false, [&](int64_t j, int64_t columns) {
+    for_panels<S>(part, {panel, part.out, part.out_end, s.projected}, false, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        multiply<S>(block_rows, columns, space.a + m, s.hidden, w_hr + (part.d * P_ + j) * s.hidden, zero_bias, 0, tile,
-                    kPanel<S>);
+        multiply<S>(block_rows, {space.a + m}, {w_hr + (part.d * P_ + j) * s.hidden, columns, s.hidden},
+                    {zero_bias, 0, tile, panel});
         for (int64_t b = 0; b < block_rows; ++b) {
           int64_t at = walk.output(rows[m + b].index, s.projected, j);
-          S* fresh = tile + b * kPanel<S>;
+          S* fresh = tile + b * panel;
           const Zone& zone = p.states[0].zone;
           const T* old = zone ? walk.before(0, t, rows[m + b].n) + j : nullptr;
           for (int64_t v = 0; old && v < columns; v += V::kLanes)
@@ -302,6 +303,7 @@ class Forward {
   const Shape& s;
   Gates<Cell, T> gates;
   bool projects;
+  int64_t panel;      // columns of the panels that a step's rows meet
   int64_t H_, P_;     // H and P, padded to whole vectors
   Buffer<S> w_hr;     // [D] packed matrix [P_, H]
   Buffer<S> carried;  // [S-1, D, N, H_]  the states but h, between two steps

@@ -1,6 +1,6 @@
 // C = A B for the scan: A is a list of row pointers (states live wherever they were last written), C an L1-resident
-// tile or a weight's gradient. B is packed in panels of up to kPanelVectors vectors of columns, or, for products too
-// few to pay for packing, a weight as PyTorch keeps it: its rows are rows of B (kRowsWorthPacking) or columns
+// tile or a weight's gradient. B is packed in panels of some vectors of columns, or, for products too few to pay for
+// packing, a weight as PyTorch keeps it: its rows are rows of B (kRowsWorthPacking) or columns
 // (multiply_unpacked).
 //
 // Each element of C is made by one order of operations over k that knows neither the other rows nor the other columns:
@@ -16,9 +16,17 @@ constexpr int64_t kRowsWorthPacking = 12;  // weights that meet fewer rows are u
 // Blocked summation bounds the rounding error: a sum is made of sums of so many terms. Sums of products of bfloat16
 // pairs are one chain: their error vanishes beside that of rounding the operands.
 constexpr int64_t kTerms = 128;
-constexpr int kPanelVectors = FUSEDRNN_VECTOR_BYTES == 64 ? 4 : 2;  // 6 x 4 of 32 registers, or 6 x 2 of 16
+// Vectors of a panel: 32 registers hold the sums of 6 x 4, 16 those of 6 x 2 or, for rows too few to hide the latency
+// of multiply-adds so, of 2 x 4.
+constexpr int kMostVectors = 4, kVectors = kRegisters == 32 ? kMostVectors : 2;
+constexpr int64_t kFewRows = 2;
 template <class S>
-constexpr int64_t kPanel = kPanelVectors * Vec<S>::kLanes;
+constexpr int64_t kPanel = kMostVectors * Vec<S>::kLanes;  // columns at most
+// Columns of the panels that at most so many rows meet at a time.
+template <class S>
+FUSEDRNN_FN int64_t panel_for(int64_t rows) {
+  return (rows <= kFewRows ? kMostVectors : kVectors) * Vec<S>::kLanes;
+}
 
 FUSEDRNN_FN int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 template <class S>
@@ -60,10 +68,10 @@ FUSEDRNN_FN void transpose_block(F&& row, int64_t columns, S* to, int64_t stride
 
 // B[k][n] = w[n * stride + k]: panel after panel, row k of a panel contiguous; missing columns are zero.
 template <class T, class S>
-void pack_transposed(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packed) {
+void pack_transposed(const T* w, int64_t n_count, int64_t stride, int64_t k_count, int64_t panel, S* packed) {
   using V = Vec<S>;
-  for (int64_t n0 = 0; n0 < n_count; n0 += kPanel<S>) {
-    int64_t width = padded<S>(least(n_count - n0, kPanel<S>));
+  for (int64_t n0 = 0; n0 < n_count; n0 += panel) {
+    int64_t width = padded<S>(least(n_count - n0, panel));
     for (int64_t n = 0; n < width; n += V::kLanes)
       for (int64_t k = 0; k < k_count; k += V::kLanes) {
         const T* from = w + (n0 + n) * stride + k;
@@ -81,31 +89,31 @@ void pack_transposed(const T* w, int64_t n_count, int64_t stride, int64_t k_coun
 
 // B[k][n] = w[k * stride + n]
 template <class T, class S>
-void pack(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packed) {
+void pack(const T* w, int64_t n_count, int64_t stride, int64_t k_count, int64_t panel, S* packed) {
   using V = Vec<S>;
-  for (int64_t n0 = 0; n0 < n_count; n0 += kPanel<S>)
+  for (int64_t n0 = 0; n0 < n_count; n0 += panel)
     for (int64_t k = 0; k < k_count; ++k)
-      for (int64_t n = n0; n < n0 + kPanel<S> && n < n_count; n += V::kLanes, packed += V::kLanes)
+      for (int64_t n = n0; n < n0 + panel && n < n_count; n += V::kLanes, packed += V::kLanes)
         V::load(w + k * stride + n, n_count - n).store(packed);
 }
 
 // bfloat16 of an even k_count, not widened: one lane holds B[k][n] and B[k+1][n], as they lie in w or, below, in two
 // rows.
 template <class T, class S>
-void pack_transposed_pairs(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packed) {
-  pack_transposed(reinterpret_cast<const S*>(w), n_count, stride / 2, k_count / 2, packed);
+void pack_transposed_pairs(const T* w, int64_t n_count, int64_t stride, int64_t k_count, int64_t panel, S* packed) {
+  pack_transposed(reinterpret_cast<const S*>(w), n_count, stride / 2, k_count / 2, panel, packed);
 }
 FUSEDRNN_FN Vec<float> pairs_of(Vec<float> even, Vec<float> odd) {
   using Unsigned = Register<float>::Unsigned;
   return (Vec<float>::Raw)((Unsigned)even.v >> 16 | (Unsigned)odd.v);
 }
 template <class T, class S>
-void pack_pairs(const T* w, int64_t n_count, int64_t stride, int64_t k_count, S* packed) {
+void pack_pairs(const T* w, int64_t n_count, int64_t stride, int64_t k_count, int64_t panel, S* packed) {
   using V = Vec<S>;
   if constexpr (std::is_same_v<T, bfloat16>)
-    for (int64_t n0 = 0; n0 < n_count; n0 += kPanel<S>)
+    for (int64_t n0 = 0; n0 < n_count; n0 += panel)
       for (int64_t k = 0; k < k_count; k += 2)
-        for (int64_t n = n0; n < n0 + kPanel<S> && n < n_count; n += V::kLanes, packed += V::kLanes)
+        for (int64_t n = n0; n < n0 + panel && n < n_count; n += V::kLanes, packed += V::kLanes)
           pairs_of(V::load(w + k * stride + n, n_count - n), V::load(w + (k + 1) * stride + n, n_count - n))
               .store(packed);
 }
@@ -145,96 +153,129 @@ void as_operands(int64_t count, int64_t k, const E* const* rows, bool in_pairs, 
   }
 }
 
-// One register tile: c[m][0 .. NV vectors) = init[m] + sum_k a[m][k a_stride] b[k]. The sums start from zero: GCC
-// spills them all where they start from memory. With `Pairs` the same sums are made of what pack_pairs packed; where
-// there are dot products, `a` points to pairs of bfloat16 then.
-template <int M, int NV, bool Pairs, class S>
-void multiply_tile(const S* const* a, int64_t a_stride, int64_t k_count, const S* b, int64_t b_stride, const S* init,
-                   int64_t init_stride, S* c, int64_t c_stride) {
-  using V = Vec<S>;
-  const S* row[M];
+// A: rows, and how far apart the numbers of each are: 1, or of a matrix whose columns they are.
+template <class S>
+struct Rows {
+  const S* const* at;
+  int64_t stride = 1;
+};
+
+// B: a panel of k rows, one after the other as they are packed, or `stride` apart in a matrix: whole vectors then.
+template <class S>
+struct Panel {
+  const S* at;
+  int64_t columns, k;
+  bool pairs = false;  // packed by pack_pairs
+  int64_t stride = 0;
+};
+
+// C: sums c[m] that begin as init[m]. An init_stride of 0 adds one bias to all rows; init = c accumulates.
+template <class S>
+struct Target {
+  const S* init;
+  int64_t init_stride;
+  S* c;
+  int64_t stride;
+};
+
+// sum[m] += column a[m][at]; of pairs where `Dots`.
+template <bool Dots, int M, int NV, class S>
+FUSEDRNN_FN void add_products(Vec<S> (&sum)[M][NV], const S* const (&row)[M], int64_t at, const Vec<S> (&column)[NV]) {
 #pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) row[m] = a[m];
-  int64_t k = 0, at = 0;
+  for (int m = 0; m < M; ++m) {
+    S value;  // or a pair
+    std::memcpy(&value, row[m] + at, sizeof value);
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      if constexpr (Dots)
+        sum[m][v] = add_dot(sum[m][v], column[v], Vec<S>(value));
+      else
+        sum[m][v] = sum[m][v] + column[v] * Vec<S>(value);
+    }
+  }
+}
+
+// c[m][0 .. NV vectors) = init[m] + sum[m]
+template <int M, int NV, class S>
+FUSEDRNN_FN void add_sums(const Vec<S> (&sum)[M][NV], const Target<S>& to) {
+  constexpr int L = Vec<S>::kLanes;
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v)
+      (Vec<S>::load(to.init + m * to.init_stride + v * L) + sum[m][v]).store(to.c + m * to.stride + v * L);
+}
+
+// One register tile: c[m][0 .. NV vectors) = init[m] + sum_k a[m][k] b[k]. The sums start from zero: GCC spills them
+// all where they start from memory. With `Pairs` the same sums are made of what pack_pairs packed; where there are dot
+// products, `a` points to pairs of bfloat16 then.
+template <int M, int NV, bool Pairs, class S>
+void multiply_tile(const Rows<S>& a, const Panel<S>& panel, Target<S> to) {
+  using V = Vec<S>;
+  constexpr bool kDots = Pairs && kDotProducts;
+  const S *row[M], *b = panel.at;
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) row[m] = a.at[m];
+  int64_t k = 0, at = 0, a_stride = a.stride, b_stride = panel.stride;
   do {
     V sum[M][NV];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) sum[m][v] = V(0);
-    auto add = [&](const V(&column)[NV]) {
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        S value;  // or a pair
-        std::memcpy(&value, row[m] + at, sizeof value);
-#pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) {
-          if constexpr (Pairs && kDotProducts)
-            sum[m][v] = add_dot(sum[m][v], column[v], V(value));
-          else
-            sum[m][v] = sum[m][v] + column[v] * V(value);
-        }
-      }
-      at += a_stride;
-    };
-    int64_t end = Pairs && kDotProducts ? k_count : least(k_count, k + kTerms);
+    int64_t end = kDots ? panel.k : least(panel.k, k + kTerms);
 #pragma GCC unroll 2
     for (; k < end; k += 1 + Pairs, b += b_stride) {
       V column[NV];
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::kLanes);
-      if constexpr (Pairs && !kDotProducts) {
+      if constexpr (Pairs && !kDots) {
         V even[NV], odd[NV];
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) even[v] = even_of_pairs(column[v]), odd[v] = odd_of_pairs(column[v]);
-        add(even), add(odd);
+        add_products<false>(sum, row, at, even), at += a_stride;
+        add_products<false>(sum, row, at, odd), at += a_stride;
       } else {
-        add(column);
+        add_products<kDots>(sum, row, at, column), at += a_stride;
       }
     }
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v)
-        (V::load(init + m * init_stride + v * V::kLanes) + sum[m][v]).store(c + m * c_stride + v * V::kLanes);
-    init = c, init_stride = c_stride;
-  } while (k < k_count);
+    add_sums(sum, to);
+    to.init = to.c, to.init_stride = to.stride;
+  } while (k < panel.k);
 }
 
 template <class S>
-using MultiplyTile = void (*)(const S* const*, int64_t, int64_t, const S*, int64_t, const S*, int64_t, S*, int64_t);
+using MultiplyTile = void (*)(const Rows<S>&, const Panel<S>&, Target<S>);
 
+template <int NV, bool Pairs, class S, int... M>
+constexpr auto tiles_of(std::integer_sequence<int, M...>) {
+  return std::array<MultiplyTile<S>, sizeof...(M)>{multiply_tile<M + 1, NV, Pairs, S>...};
+}
+// Of 1, 2, ... rows.
 template <int NV, bool Pairs, class S>
-constexpr MultiplyTile<S> kTiles[kTileRows] = {multiply_tile<1, NV, Pairs, S>, multiply_tile<2, NV, Pairs, S>,
-                                               multiply_tile<3, NV, Pairs, S>, multiply_tile<4, NV, Pairs, S>,
-                                               multiply_tile<5, NV, Pairs, S>, multiply_tile<6, NV, Pairs, S>};
+constexpr auto kTiles =
+    tiles_of<NV, Pairs, S>(std::make_integer_sequence<int, NV <= kVectors ? kTileRows : kFewRows>());
 
 template <bool Pairs, class S>
-FUSEDRNN_FN const MultiplyTile<S>* tiles_of(int64_t vectors) {
-  if constexpr (kPanelVectors > 2) {
-    if (vectors == 4) return kTiles<4, Pairs, S>;
-    if (vectors == 3) return kTiles<3, Pairs, S>;
-  }
-  return vectors == 2 ? kTiles<2, Pairs, S> : kTiles<1, Pairs, S>;
+FUSEDRNN_FN const MultiplyTile<S>* tiles_for(int64_t vectors) {
+  if (vectors == 4) return kTiles<4, Pairs, S>.data();
+  if (vectors == 3) return kTiles<3, Pairs, S>.data();
+  return vectors == 2 ? kTiles<2, Pairs, S>.data() : kTiles<1, Pairs, S>.data();
 }
 
-// c[m] = init[m] + a[m] B for any number of rows and the columns of one panel. An init_stride of 0 adds one bias to all
-// rows; init = c accumulates. Tiles are as even as can be: of 8 rows, 4 + 4 are faster than 6 + 2. With a b_stride the
-// panel is not packed, but columns of a matrix with rows of so many numbers, whole vectors all; with an a_stride, A's
-// rows are columns of one.
+// C = init + A B for any number of rows, as many as the panel is for. Tiles are as even as can be: of 8 rows, 4 + 4 are
+// faster than 6 + 2.
 template <class S>
-void multiply(int64_t rows, int64_t columns, const S* const* a, int64_t k, const S* panel, const S* init,
-              int64_t init_stride, S* c, int64_t c_stride, bool pairs = false, int64_t b_stride = 0,
-              int64_t a_stride = 1) {
-  int64_t vectors = padded<S>(columns) / Vec<S>::kLanes;
-  const MultiplyTile<S>* tiles = tiles_of<false, S>(vectors);
-  if (!b_stride) b_stride = vectors * Vec<S>::kLanes;
+void multiply(int64_t rows, Rows<S> a, Panel<S> b, Target<S> to) {
+  int64_t vectors = padded<S>(b.columns) / Vec<S>::kLanes;
+  const MultiplyTile<S>* tiles = tiles_for<false, S>(vectors);
+  if (!b.stride) b.stride = vectors * Vec<S>::kLanes;
   if constexpr (std::is_same_v<S, float>)
-    if (pairs) tiles = tiles_of<true, S>(vectors);
+    if (b.pairs) tiles = tiles_for<true, S>(vectors);
   for (int64_t count = (rows + kTileRows - 1) / kTileRows; count > 0; --count) {
     int64_t size = count == 1 ? rows : (rows + count - 1) / count;  // of one row, a division would show
-    tiles[size - 1](a, a_stride, k, panel, b_stride, init, init_stride, c, c_stride);
-    a += size, init += size * init_stride, c += size * c_stride, rows -= size;
+    tiles[size - 1](a, b, to);
+    a.at += size, to.init += size * to.init_stride, to.c += size * to.stride, rows -= size;
   }
 }
 

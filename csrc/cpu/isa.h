@@ -15,9 +15,21 @@
 #include "memory.h"
 #include "parallel.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef __x86_64__
 #define FUSEDRNN_X86_ISAS
 #include <immintrin.h>
+#endif
+
+// What stands between these is compiled for an instruction set: FUSEDRNN_BEGIN_TARGET("arch=x86-64-v3"). With GCC, all
+// that follows is, as it compiles templates at the end of a file.
+#define FUSEDRNN_PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#define FUSEDRNN_BEGIN_TARGET(isa) \
+  FUSEDRNN_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define FUSEDRNN_END_TARGET FUSEDRNN_PRAGMA(clang attribute pop)
+#else
+#define FUSEDRNN_BEGIN_TARGET(isa) FUSEDRNN_PRAGMA(GCC target(isa))
+#define FUSEDRNN_END_TARGET
 #endif
 
 namespace fusedrnn {

@@ -3,8 +3,9 @@
 #include "isa.h"
 
 #ifdef FUSEDRNN_X86_ISAS
-#pragma GCC target("arch=x86-64-v3")
+FUSEDRNN_BEGIN_TARGET("arch=x86-64-v3")
 #define FUSEDRNN_ISA avx2
 #define FUSEDRNN_VECTOR_BYTES 32
 #include "drivers.h"
+FUSEDRNN_END_TARGET
 #endif

@@ -2,9 +2,10 @@
 #include "isa.h"
 
 #ifdef FUSEDRNN_X86_ISAS
-#pragma GCC target("arch=x86-64-v4,avx512bf16")
+FUSEDRNN_BEGIN_TARGET("arch=x86-64-v4,avx512bf16")
 #define FUSEDRNN_ISA avx512_bf16
 #define FUSEDRNN_VECTOR_BYTES 64
 #define FUSEDRNN_DOT_PRODUCTS
 #include "drivers.h"
+FUSEDRNN_END_TARGET
 #endif

@@ -1,17 +1,18 @@
 #include "parallel.h"
 
 #include <ATen/Parallel.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
+#include <stdexcept>
 
 namespace fusedrnn {
 namespace {
 
-constexpr int kSpins = 500;
+constexpr int64_t kSpin = 20;            // microseconds
+constexpr int kPausesBetweenLooks = 16;  // at the clock
 constexpr uint32_t kPatience = 2000;  // microseconds a member may cost the others: a time slice of a scheduler, about
 constexpr int64_t kShortPause = 16'000, kLongPause = 1'000'000;  // microseconds
 
@@ -35,6 +36,8 @@ void pause_syncing() {
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");  // some 10 ns; `yield` is none
 #endif
 }
 
@@ -42,23 +45,44 @@ void pause() {
 
 // Only OpenMP starts all members at once; PyTorch's other pools run them one after another if they must.
 int64_t max_threads() {
-#ifdef _OPENMP
+#if AT_PARALLEL_OPENMP
   return at::in_parallel_region() ? 1 : at::get_num_threads();
 #else
   return 1;
 #endif
 }
 
+namespace {
+
+struct Team {
+  int64_t wanted;
+  void (*run)(void*, int64_t, int64_t);
+  void* context;
+  std::atomic_flag failed{};
+  std::exception_ptr error{};
+
+  // One thread's range of the `wanted` members. Where threads are fewer, ranges are longer: all of a length but the
+  // last.
+  void work(int64_t begin, int64_t end) {
+    int64_t thread = at::get_thread_num(), part = thread ? begin / thread : end;
+    try {
+      run(context, begin / part, (wanted + part - 1) / part);
+    } catch (...) {
+      if (!failed.test_and_set()) error = std::current_exception();
+    }
+  }
+};
+
+}  // namespace
+
+// at::parallel_for as libtorch holds it compiled, with the OpenMP it was built with: this library needs none of its own
+// and brings no second one along. The C interface lets no exception through.
 void run_team(int64_t wanted, void (*run)(void*, int64_t, int64_t), void* context) {
   if (wanted <= 1) return run(context, 0, 1);
-  at::parallel_for(0, wanted, 1, [&](int64_t begin, int64_t) {
-    int64_t threads = 1;
-#ifdef _OPENMP
-    threads = omp_get_num_threads();  // at times fewer than asked for: parallel_for then hands out longer ranges
-#endif
-    int64_t part = (wanted + threads - 1) / threads;
-    run(context, begin / part, (wanted + part - 1) / part);
-  });
+  Team team{wanted, run, context};
+  auto work = [](int64_t begin, int64_t end, void* all) { static_cast<Team*>(all)->work(begin, end); };
+  if (torch_parallel_for(0, wanted, 1, work, &team)) throw std::runtime_error("fusedrnn: PyTorch started no threads");
+  if (team.error) std::rethrow_exception(team.error);
 }
 
 bool syncing_pays() {
@@ -80,7 +104,7 @@ bool Barrier::sync(int64_t members, bool may_end) {
     if (ends) pause_syncing();
     return ends;
   }
-  for (int i = 0; i < kSpins && phase_.load(std::memory_order_acquire) == phase; ++i) pause();
+  spin(phase);
   if (phase_.load(std::memory_order_acquire) == phase) sleep(phase);
   if (phase_.load(std::memory_order_acquire) & kClosed) throw Left();
   return false;
@@ -90,6 +114,14 @@ bool Barrier::sync(int64_t members, bool may_end) {
 void Barrier::close() {
   phase_.fetch_or(kClosed, std::memory_order_release);
   phase_.notify_all();
+}
+
+void Barrier::spin(uint32_t phase) const {
+  for (int64_t end = microseconds() + kSpin; microseconds() < end;)
+    for (int i = 0; i < kPausesBetweenLooks; ++i) {
+      if (phase_.load(std::memory_order_acquire) != phase) return;
+      pause();
+    }
 }
 
 void Barrier::sleep(uint32_t phase) {

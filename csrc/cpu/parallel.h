@@ -46,6 +46,7 @@ class Barrier {
   static constexpr uint32_t kClosed = uint32_t{1} << 31;
 
   void close();
+  void spin(uint32_t phase) const;
   void sleep(uint32_t phase);
   bool takes_too_long(uint32_t phase, int64_t members);
 

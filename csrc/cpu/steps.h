@@ -52,6 +52,12 @@ FUSEDRNN_FN V fraction_kept(const Zone& zone, int64_t at, int64_t lanes) {
   return zone.keeps ? V::load(zone.keeps + at, lanes) : V(static_cast<S>(zone.fraction));
 }
 
+// A state after zoneout, if there is any.
+template <class S, class V>
+FUSEDRNN_FN V zoned(const Zone& zone, int64_t at, int64_t lanes, V old, V fresh) {
+  return zone ? blend(fraction_kept<S, V>(zone, at, lanes), old, fresh) : fresh;
+}
+
 // One direction's walk through time. "Before" and "after" are meant along the walk: direction 1 goes T-1 .. 0.
 template <class T>
 struct StepIterator : Timeline<T> {
@@ -88,12 +94,12 @@ struct Steps {
 
 // Calls f(first column, columns) for the panels of columns begin .. end, alternating the direction from step to
 // step, so that panels still in the cache are used first.
-template <class S, class F>
-FUSEDRNN_FN void for_panels(int64_t begin, int64_t end, bool backwards, F&& f) {
-  int64_t panels = (end - begin + kPanel<S> - 1) / kPanel<S>;
+template <class F>
+FUSEDRNN_FN void for_panels(int64_t panel, int64_t begin, int64_t end, bool backwards, F&& f) {
+  int64_t panels = (end - begin + panel - 1) / panel;
   for (int64_t i = 0; i < panels; ++i) {
-    int64_t j = begin + (backwards ? panels - 1 - i : i) * kPanel<S>;
-    f(j, least(end - j, kPanel<S>));
+    int64_t j = begin + (backwards ? panels - 1 - i : i) * panel;
+    f(j, least(end - j, panel));
   }
 }
 
@@ -150,14 +156,20 @@ void for_packed(const Partition& part, int64_t n, F&& f) {
     f(boundary(n, i, parts, grain), boundary(n, i + 1, parts, grain));
 }
 
-// for_panels of a partition's columns begin .. end of n: panels as they were packed, so they begin anew with each part.
+// A partition's columns begin .. end of n, and the width of panels.
+struct Panels {
+  int64_t width, begin, end, n;
+};
+
+// for_panels of them: panels as they were packed, so they begin anew with each part.
 template <class S, class F>
-FUSEDRNN_FN void for_panels(const Partition& part, int64_t begin, int64_t end, int64_t n, bool backwards, F&& f) {
+FUSEDRNN_FN void for_panels(const Partition& part, Panels of, bool backwards, F&& f) {
   for (int64_t i = part.first; i <= part.last; ++i) {
     int64_t own = backwards ? part.first + part.last - i : i;
     if (part.first < part.last)
-      begin = boundary(n, own, part.parts, Vec<S>::kLanes), end = boundary(n, own + 1, part.parts, Vec<S>::kLanes);
-    for_panels<S>(begin, end, backwards, f);
+      of.begin = boundary(of.n, own, part.parts, Vec<S>::kLanes),
+      of.end = boundary(of.n, own + 1, part.parts, Vec<S>::kLanes);
+    for_panels(of.width, of.begin, of.end, backwards, f);
   }
 }
 

@@ -51,6 +51,8 @@ class PackedRows {
   using V = Vec<S>;
 
  public:
+  static constexpr int64_t kWidth = kVectors * V::kLanes;  // of a panel
+
   struct Row {
     const T *from, *mask;  // times the mask, if there is one
   };
@@ -63,7 +65,7 @@ class PackedRows {
     if (!wanted_) return;
     for (int64_t k = begin; k < end; k += 1 + kDotProducts)
       for (int64_t n = 0; n < width_; n += V::kLanes) {
-        int64_t first = n / kPanel<S> * kPanel<S>, columns = padded<S>(least(width_ - first, kPanel<S>));
+        int64_t first = n / kWidth * kWidth, columns = padded<S>(least(width_ - first, kWidth));
         V value = load(rows[k - begin], n);
         if constexpr (kDotProducts)
           value = pairs_of(rounded(value), k + 1 < end ? rounded(load(rows[k + 1 - begin], n)) : V(0));
@@ -118,7 +120,7 @@ class Sums {
         h_before(dw.w_hh, room, s.projected),
         hidden(dw.w_hr, room, s.hidden),
         pairs(kDotProducts && G * s.hidden % 2 == 0),
-        w_ih_of_dx(g.dx ? p.weights[d].w_ih : nullptr, G * s.hidden, s.input, pairs, s.packed_rows),
+        w_ih_of_dx(g.dx ? p.weights[d].w_ih : nullptr, G * s.hidden, s.input, pairs, s.packed_rows, kBlockRows),
         places(room),
         zeros(s.hidden + s.projected),
         zero_bias(kPanel<S>) {
@@ -154,46 +156,42 @@ class Sums {
     hidden.pack(begin, end, steps.rows, outputs);
   }
 
-  // dgates [rows, kPlanes, H] and dh_steps [rows, P] of the chunk. first, last: of the chunks of this direction; begun:
-  // the other direction has been here.
-  void add(int64_t member, int64_t members, const Steps& steps, const E* dgates, const E* dh_steps, bool first,
-           bool last, bool begun) const {
-    int64_t row = boundary(steps.rows, member, members, 1), row_end = boundary(steps.rows, member + 1, members, 1);
-    if (g.dx) add_dx(row, row_end, dgates, begun);
+  // Of a chunk: the first or the last of this direction, and has the other direction been here?
+  struct Turn {
+    bool first, last, begun;
+  };
+
+  // dgates [rows, kPlanes, H] and dh_steps [rows, P] of the chunk.
+  void add(int64_t member, int64_t members, const Steps& steps, const E* dgates, const E* dh_steps, Turn turn) const {
+    auto share = [&](int64_t n, int64_t i, int64_t grain) { return boundary(n, member + i, members, grain); };
+    int64_t row = share(steps.rows, 0, 1), row_end = share(steps.rows, 1, 1);
+    if (g.dx) add_dx(row, row_end, dgates, turn.begun);
     for (int e = 0; e < Cell::kInputs; ++e)
-      if (g.inputs[e].values) add_input(e, row, row_end, dgates, begun);
-    Buffer<S> pairs_of_rows(kDotProducts ? kBlockUnits * ((steps.rows + 1) / 2) : 0);
-    int64_t H = s.hidden, begin = boundary(H, member, members, V::kLanes),
-            end = boundary(H, member + 1, members, V::kLanes);
-    for (int q = 0; q < Q + U; ++q) {
-      bool of_x = q < G, of_vector = q >= Q;
-      int k = recurrent_gate(q);
-      for (int64_t j = begin; j < end; j += kBlockUnits) {
-        int64_t units = least(end - j, kBlockUnits);
-        const E* plane = dgates + q * H + j;
-        if (of_vector ? dw.vectors != nullptr : dw.b_ih || dw.b_hh)
-          add_bias(plane, steps.rows, units, q * H_ + j, first, last);
-        if (of_x || k >= 0) {
-          Columns a = columns(plane, kPlanes * H, steps.rows, units, pairs_of_rows);
-          if (of_x) add_product(w_ih, q * H + j, units, a, x, steps.rows, first, last);
-          if (k >= 0) add_product(w_hh, k * H + j, units, a, h_before, steps.rows, first, last);
-        }
-        if (last && of_x && dw.b_ih) narrow_row(dw.b_ih + q * H + j, bias + q * H_ + j, units);
-        if (last && k >= 0 && dw.b_hh) narrow_row(dw.b_hh + k * H + j, bias + q * H_ + j, units);
-        if (last && of_vector && dw.vectors) narrow_row(dw.vectors + (q - Q) * H + j, bias + q * H_ + j, units);
-      }
-    }
-    if (!dw.w_hr) return;
-    begin = boundary(s.projected, member, members, V::kLanes),
-    end = boundary(s.projected, member + 1, members, V::kLanes);
-    for (int64_t j = begin; j < end; j += kBlockUnits) {
-      int64_t units = least(end - j, kBlockUnits);
-      Columns a = columns(dh_steps + j, s.projected, steps.rows, units, pairs_of_rows);
-      add_product(w_hr, j, units, a, hidden, steps.rows, first, last);
-    }
+      if (g.inputs[e].values) add_input(e, row, row_end, dgates, turn.begun);
+    Buffer<S> room(kDotProducts ? kBlockUnits * ((steps.rows + 1) / 2) : 0);
+    auto for_units = [&](int64_t n, auto&& f) {
+      for (int64_t j = share(n, 0, V::kLanes), end = share(n, 1, V::kLanes); j < end; j += kBlockUnits)
+        f(j, least(end - j, kBlockUnits));
+    };
+    for (int q = 0; q < Q + U; ++q)
+      for_units(s.hidden, [&](int64_t j, int64_t units) {
+        const E* from = dgates + q * s.hidden + j;
+        bool of_vector = q >= Q;
+        if (of_vector ? dw.vectors != nullptr : dw.b_ih || dw.b_hh) add_bias(from, steps.rows, units, q * H_ + j, turn);
+        if (!of_vector)
+          add_gate(q, j, units, columns(from, kPlanes * s.hidden, steps.rows, units, room), steps.rows, turn);
+        else if (turn.last && dw.vectors)
+          narrow_row(dw.vectors + (q - Q) * s.hidden + j, bias + q * H_ + j, units);
+      });
+    for_units(dw.w_hr ? s.projected : 0, [&](int64_t j, int64_t units) {
+      Columns a = columns(dh_steps + j, s.projected, steps.rows, units, room);
+      add_product(w_hr, j, units, a, hidden, steps.rows, turn);
+    });
   }
 
  private:
+  struct Columns;
+
   // The recurrent gate whose gradient is plane q, or -1.
   static int recurrent_gate(int q) {
     for (int k = 0; k < Cell::kRecurrent; ++k)
@@ -221,6 +219,16 @@ class Sums {
     }
   }
 
+  // Units j .. j + units of plane q, which is a gate of x, of h, or of both.
+  void add_gate(int q, int64_t j, int64_t units, const Columns& a, int64_t rows, Turn turn) const {
+    int k = recurrent_gate(q);
+    int64_t unit = q * s.hidden + j, recurrent = k * s.hidden + j;
+    if (q < G) add_product(w_ih, unit, units, a, x, rows, turn);
+    if (k >= 0) add_product(w_hh, recurrent, units, a, h_before, rows, turn);
+    if (turn.last && q < G && dw.b_ih) narrow_row(dw.b_ih + unit, bias + q * H_ + j, units);
+    if (turn.last && k >= 0 && dw.b_hh) narrow_row(dw.b_hh + recurrent, bias + q * H_ + j, units);
+  }
+
   // dx (+)= dgates W_ih; the gradient of gates_x is dgates itself
   void add_dx(int64_t begin, int64_t end, const E* dgates, bool begun) const {
     int64_t K = G * s.hidden;
@@ -229,13 +237,13 @@ class Sums {
         V::load(dgates + k * kPlanes * s.hidden + n, K - n).store(g.dx + (places[k] * s.directions + d) * K + n, K - n);
     if (p.gates_x) return;
     Buffer<S> tile(kBlockRows * kPanel<S>), wide(kDotProducts && !pairs ? kBlockRows * padded<S>(K) : 0);
-    for_panels<S>(0, s.input, false, [&](int64_t n, int64_t columns) {
+    for_panels(w_ih_of_dx.panel(), 0, s.input, false, [&](int64_t n, int64_t columns) {
       for_blocks(end - begin, kBlockRows, [&](int64_t m, int64_t rows) {
         const E* own[kBlockRows];
         const S* a[kBlockRows];
         for (int64_t b = 0; b < rows; ++b) own[b] = dgates + (begin + m + b) * kPlanes * s.hidden;
         as_operands<E, S>(rows, K, own, pairs, wide, a);
-        w_ih_of_dx.multiply(rows, n, columns, 0, K, a, zero_bias, 0, tile, kPanel<S>);
+        w_ih_of_dx.multiply(rows, a, {n, columns, 0, K}, {zero_bias, 0, tile, kPanel<S>});
         for (int64_t b = 0; b < rows; ++b) {
           T* to = g.dx + places[begin + m + b] * s.input + n;
           if (begun) add_row(tile + b * kPanel<S>, to, columns);
@@ -267,11 +275,11 @@ class Sums {
 
   // The sums of some columns: short chains of additions, added up with compensation (Kahan, Neumaier): the rounding
   // errors of the outer sum are kept and added at the end.
-  void add_bias(const E* from, int64_t rows, int64_t units, int64_t to, bool first, bool last) const {
+  void add_bias(const E* from, int64_t rows, int64_t units, int64_t to, Turn turn) const {
     constexpr int64_t kChain = 16;
     int64_t stride = kPlanes * s.hidden;
     for (int64_t m = 0; m < units; m += V::kLanes, to += V::kLanes) {
-      V total = first ? V(0) : V::load(bias + to), lost = first ? V(0) : V::load(lost_of_bias + to);
+      V total = turn.first ? V(0) : V::load(bias + to), lost = turn.first ? V(0) : V::load(lost_of_bias + to);
       for (int64_t k = 0; k < rows;) {
         V sum(0);
         for (int64_t end = least(k + kChain, rows); k < end; ++k) sum = sum + V::load(from + k * stride + m, units - m);
@@ -279,22 +287,22 @@ class Sums {
         lost = lost + ((total - (next - added)) + (sum - added));
         total = next;
       }
-      if (last) total = where(lost <= lost, total + lost, total);  // beside an infinite total it is not a number
+      if (turn.last) total = where(lost <= lost, total + lost, total);  // beside an infinite total it is not a number
       total.store(bias + to), lost.store(lost_of_bias + to);
     }
   }
 
   void add_product(const GradAccumulator<T>& sum, int64_t unit, int64_t units, const Columns& columns,
-                   const PackedRows<T>& rows, int64_t count, bool first, bool last) const {
+                   const PackedRows<T>& rows, int64_t count, Turn turn) const {
     if (!sum.wanted()) return;
     const S* a[kBlockUnits];
     for (int64_t m = 0; m < units; ++m) a[m] = columns.from + m;
-    for_panels<S>(0, rows.width(), false, [&](int64_t n, int64_t width) {
+    for_panels(rows.kWidth, 0, rows.width(), false, [&](int64_t n, int64_t width) {
       S* c = sum.row(unit) + n;
-      multiply<S>(units, width, a, count, rows.panel(n, count), first ? zero_bias : c, first ? 0 : sum.stride(), c,
-                  sum.stride(), kDotProducts, 0, columns.stride);
+      multiply<S>(units, {a, columns.stride}, {rows.panel(n, count), width, count, kDotProducts},
+                  {turn.first ? zero_bias : c, turn.first ? 0 : sum.stride(), c, sum.stride()});
     });
-    if (last) sum.store(unit, units);
+    if (turn.last) sum.store(unit, units);
   }
 
   const ScanParams<T>& p;

@@ -15,6 +15,12 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
+#if FUSEDRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
 // Scalar conversions between storage and arithmetic.
 
 FUSEDRNN_FN float from_bits(uint32_t bits) {
@@ -244,7 +250,11 @@ struct Vec {
  private:
   template <int Half, int Odd, int... I>
   FUSEDRNN_FN static Vec pick(Vec a, Vec b, std::integer_sequence<int, I...>) {
+#ifdef __clang__
+    return Raw(__builtin_shufflevector(a.v, b.v, (((I & Half) ? kLanes + (I ^ Half) : I) + Odd)...));
+#else  // GCC has the other since 12
     return Raw(__builtin_shuffle(a.v, b.v, Bits{((I & Half) ? kLanes + (I ^ Half) : I) + Odd...}));
+#endif
   }
 
   // AVX-512 floats, a from 0 to 1: 14 bits and one step of Newton's, 1 ulp where b and the quotient are normal. An

@@ -13,7 +13,7 @@ FLAGS = {
     "tsan": ["-O1", "-fsanitize=thread"],
     "asan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
 }
-COMMON = ["-I", str(HERE), "-Wno-psabi", "-D_OPENMP=201511", "-DAT_MUTANT=pause_by_chance"]
+COMMON = ["-I", str(HERE), "-Wno-psabi", "-DAT_MUTANT=pause_by_chance"]
 
 
 def kernels(name: str, mode: str, csrc: Path, others: tuple[Path, ...] = ()) -> Path:

@@ -154,7 +154,7 @@ THREADS = [
     (r"\barrived_\.store\([^;]*\);", ";", "the next meeting never ends"),
     (r"\bphase_\.notify_all\(\);", ";", "sleepers sleep on"),
     (r"(?<=\+ 1 == )members\b", "members - 1", "one does not wait"),
-    (r"\(wanted \+ threads - 1\) / threads\b", "wanted / threads", "a member is left out"),
+    (r"\bthread \? begin / thread : end\b", "end", "another member"),
     (r"\bbegin / part\b", "0", "another member"),
     (ALONE + r"(?P<at>phase_\.wait\([^;]*\);)$", ";", "no wait"),
 ]
