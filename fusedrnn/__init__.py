@@ -1,23 +1,39 @@
 """Recurrent layers for PyTorch on compiled kernels: drop-in for nn.LSTM, nn.GRU, nn.RNN and their cells."""
 
+import importlib
+
 from .backends.extension import empty_cache, library_path
 from .batch import episode_starts
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
+from .compiler import CellError, cell
 from .convert import convert, to_torch
 from .modules import FusedGRU, FusedLSTM, FusedRNN
+from .recurrent import Recurrent, RecurrentCell
+
+
+def __getattr__(name: str):
+    if name != "zoo":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.zoo")  # on demand: every cell of it is traced
+
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CellError",
     "FusedGRU",
     "FusedGRUCell",
     "FusedLSTM",
     "FusedLSTMCell",
     "FusedRNN",
     "FusedRNNCell",
+    "Recurrent",
+    "RecurrentCell",
+    "cell",
     "convert",
     "empty_cache",
     "episode_starts",
     "library_path",
     "to_torch",
+    "zoo",
 ]

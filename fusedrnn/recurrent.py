@@ -63,7 +63,8 @@ class _Parameters(nn.Module):
         """Draws weights from U(-1/sqrt(H), 1/sqrt(H)), and gives the cell's vectors their initial values."""
         bound = 1 / math.sqrt(self.hidden_size)
         for name, parameter in self.named_parameters(recurse=False):
-            initial = self.cell.initial_vectors.get(name.rsplit("_l", 1)[0] if name not in self._vectors else name)
+            vector = name if name in self._vectors else name.rpartition("_l")[0]
+            initial = self.cell.initial_vectors.get(vector)
             with torch.no_grad():
                 if initial is None:
                     parameter.uniform_(-bound, bound)

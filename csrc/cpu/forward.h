@@ -225,10 +225,8 @@ class Forward {
     auto units = [&]<class W>(W, int64_t v) {
       int64_t j = j0 + v, n = s.hidden - j;
       W x[G + U + E], r[B ? B : 1], state[kStates], before[kStates], keep[A];
-#pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) x[g] = W::load(row.gates_x + g * width + j - part.unit);
-#pragma GCC unroll 4
-      for (int g = 0; g < B; ++g) r[g] = W::load(gates_r + g * panel + v);
+      load_planes<G>(row.gates_x + j - part.unit, width, x);
+      load_planes<B>(gates_r + v, panel, r);
       load_operands<Cell>(p, row.index, j, gates.vectors_of(part.d), x + G);
       state[0] = Cell::kReadsH ? W::load(h + j, n) : W(0);
 #pragma GCC unroll 4
@@ -243,9 +241,7 @@ class Forward {
         state[k].store(carry[k] + j);
         if (steps[k]) state[k].store(steps[k] + j, n);
       }
-      if (saved)
-#pragma GCC unroll 4
-        for (int i = 0; i < A; ++i) keep[i].store(saved + i * s.hidden + j, n);
+      if (saved) store_planes<A>(keep, saved + j, s.hidden, n);
     };
     int64_t v = 0;
     for (; v + V::kLanes < columns; v += 2 * V::kLanes) units(Vec2<S>(), v);

@@ -186,6 +186,18 @@ int64_t row_part(const ScanParams<T>& p, int64_t i, int64_t members) {
 
 constexpr int64_t kCacheOfACore = 1 << 20;  // bytes
 
+// Planes `stride` apart, of the units of one vector.
+template <int Count, class V, class E>
+FUSEDRNN_FN void load_planes(const E* from, int64_t stride, V* to) {
+#pragma GCC unroll 4
+  for (int i = 0; i < Count; ++i) to[i] = V::load(from + i * stride);
+}
+template <int Count, class V, class E>
+FUSEDRNN_FN void store_planes(const V* from, E* to, int64_t stride, int64_t lanes) {
+#pragma GCC unroll 4
+  for (int i = 0; i < Count; ++i) from[i].store(to + i * stride, lanes);
+}
+
 // What a cell is given beside gates and states, for units j on of a packed row: unit vectors ([U, H] in rows of
 // padded(H)) and per-step inputs.
 template <class Cell, class T, class S, class V>

@@ -28,7 +28,7 @@ def has_kernels(name: str, dtype: torch.dtype, device: str) -> bool:
     if extension._C is None or device != "cpu" or dtype not in extension.DTYPES:
         return False
     try:
-        compiler.load(NAMES[name], dtype)
+        compiler.load(NAMES[name].text, NAMES[name].struct, dtype)
     except compiler.CellBuildError as error:
         warnings.warn(f"fusedrnn runs cell {name} without kernels, correct but slow: {error}", stacklevel=2)
         return False
