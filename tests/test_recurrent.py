@@ -8,13 +8,10 @@ import pytest
 import torch
 from tolerances import IN_A_16_BIT_TYPE, SAME, assert_same, distance
 from torch.nn.utils.rnn import pack_sequence
-from twins import only_on_cpu
 
 import fusedrnn
 from fusedrnn import zoo
 from fusedrnn.backends import compiled
-
-pytestmark = only_on_cpu
 
 
 @fusedrnn.cell(
@@ -48,7 +45,7 @@ def results_and_gradients(layer, x, given, options):
     outputs = [t for t in torch.utils._pytree.tree_leaves((output, state, steps)) if isinstance(t, torch.Tensor)]
     outputs = [t for t in outputs if t.requires_grad]
     leaves = [*layer.parameters(), *given.values(), *options.get("hx", ()), *[x] * isinstance(x, torch.Tensor)]
-    grads = [torch.randn_like(t) for t in outputs]
+    grads = [torch.randn(t.shape, dtype=torch.float64).to(t.dtype) for t in outputs]
     return [*outputs, *torch.autograd.grad(outputs, leaves, grads, allow_unused=True)]
 
 
