@@ -111,6 +111,13 @@ def have_compiler() -> bool:
     return shutil.which((os.environ.get("CXX") or "g++").split()[0]) is not None
 
 
+def random_arguments(cell: Cell, n: int):
+    """x, r, s and ds for :meth:`Compiled.run`."""
+    extra = cell.vectors + len(cell.inputs) + len(cell.unit_inputs)
+    counts = len(cell.gates) + extra, len(cell.recurrent), len(cell.states), len(cell.states)
+    return [torch.randn(count, n, dtype=torch.float64) for count in counts]
+
+
 def expected(cell: Cell, x, r, s, ds):
     """The same as Compiled.run, of the cell's function in PyTorch, differentiated by autograd."""
     leaves = [t.clone().requires_grad_() for t in (*x, *r, *s)]
