@@ -96,8 +96,8 @@ def load(struct_text: str, struct_name: str, dtype: torch.dtype) -> None:
             type=_TYPES[dtype],
         )
         what = f"cell {struct_name} for {str(dtype).removeprefix('torch.')}"
-        with _compiled(unit, flags, what) as path:
-            _register(path)
+        with compiled(unit, flags, what) as library:
+            _register(library)
         _loaded.add((struct_text, dtype))
 
 
@@ -111,10 +111,12 @@ def _instruction_set(dtype: torch.dtype) -> str:
     return "AVX512" if isa == "AVX512_BF16" and dtype != torch.bfloat16 else isa
 
 
-def _register(path: Path) -> None:
+def _register(library: Path) -> None:
     try:
-        register = ctypes.CDLL(str(path)).fusedrnn_register_cell
+        register = ctypes.CDLL(str(library)).fusedrnn_register_cell
     except (OSError, AttributeError) as error:
+        with contextlib.suppress(OSError):
+            library.unlink()  # to be compiled again
         raise CellBuildError(f"the compiled cell cannot be loaded: {error}") from error
     message = ctypes.create_string_buffer(500)
     if register(message, ctypes.c_size_t(len(message))):
@@ -122,7 +124,7 @@ def _register(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _compiled(unit: str, flags: list[str], what: str) -> Iterator[Path]:
+def compiled(unit: str, flags: list[str], what: str) -> Iterator[Path]:
     """The library made of a translation unit; it need not stay longer than the block."""
     compiler = _compiler()
     key = _key(unit, [*_FLAGS, *flags], compiler)
