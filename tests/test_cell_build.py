@@ -129,26 +129,15 @@ def test_another_library_or_header_is_compiled_anew(compiler, monkeypatch):
     assert compiler.count() == 2
 
 
-@pytest.mark.parametrize(
-    "harm", ["truncated", "another's", "without its checksum", "a folder in place of the checksum"]
-)
+@pytest.mark.parametrize("harm", ["truncated", "another's", "without its checksum"])
 def test_what_is_not_whole_is_compiled_again(compiler, harm):
     made("a long unit")
     (library,) = compiler.cache.glob("*.so")
-    checksum = library.with_suffix(".sum")
-    if harm == "truncated":
-        library.write_text("a lo")
-    elif harm == "another's":
-        library.write_text("anything else")
+    if harm == "without its checksum":
+        library.with_suffix(".sum").unlink()
     else:
-        checksum.unlink()
-    if harm == "a folder in place of the checksum":
-        checksum.mkdir()
-        with pytest.warns(UserWarning, match="the cache cannot be used"):
-            assert made("a long unit") == "a long unit"
-    else:
-        assert made("a long unit") == "a long unit"
-        assert made("a long unit") == "a long unit"
+        library.write_text("a lo" if harm == "truncated" else "anything else")
+    assert [made("a long unit"), made("a long unit")] == ["a long unit", "a long unit"]
     assert compiler.count() == 2
 
 
@@ -166,6 +155,7 @@ def test_a_full_cache_is_done_without(compiler, monkeypatch):
     monkeypatch.setattr(build, "_put", full)
     with pytest.warns(UserWarning, match="No space left on device"):
         assert made("a") == "a"
+    assert compiler.count() == 1
 
 
 def test_a_cache_that_fills_up_half_way_holds_nothing_that_counts(compiler, monkeypatch):
@@ -239,8 +229,9 @@ def test_the_lock_of_a_killed_process_does_not_hold(compiler):
     (lock,) = compiler.cache.glob("*.lock")
     (library,) = compiler.cache.glob("*.so")
     library.unlink()
-    program = f"import fcntl, time; f = open({str(lock)!r}, 'w'); fcntl.flock(f, 2); print('held', flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    program = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print('held', flush=True)"
+    program += "; time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", program, str(lock)], stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
     result = []
     thread = threading.Thread(target=lambda: result.append(made("a")))

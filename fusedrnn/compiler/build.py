@@ -128,21 +128,22 @@ def compiled(unit: str, flags: list[str], what: str) -> Iterator[Path]:
     """The library made of a translation unit; it need not stay longer than the block."""
     compiler = _compiler()
     key = _key(unit, [*_FLAGS, *flags], compiler)
-    try:
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        cached = folder / f"{key}.so"
-        if not _is_whole(cached):
-            with _locked(folder / f"{key}.lock"):
-                if not _is_whole(cached):  # nobody made it in the meantime
-                    with _made(unit, flags, compiler, what) as library:
+    library = None
+    with contextlib.ExitStack() as block:
+        try:
+            folder = cache_folder()
+            folder.mkdir(parents=True, exist_ok=True)
+            cached = folder / f"{key}.so"
+            if not _is_whole(cached):
+                with _locked(folder / f"{key}.lock"):
+                    if not _is_whole(cached):  # nobody made it in the meantime
+                        library = block.enter_context(_made(unit, flags, compiler, what))
                         _put(library, cached)
-    except OSError as error:  # read-only, full, not a folder
-        _warn_once(f"fusedrnn: compiled cells are not kept, as the cache cannot be used: {error}")
-        with _made(unit, flags, compiler, what) as library:
-            yield library
-        return
-    yield cached
+            library = cached
+        except OSError as error:  # read-only, full, not a folder
+            _warn_once(f"fusedrnn: compiled cells are not kept, as the cache cannot be used: {error}")
+            library = library or block.enter_context(_made(unit, flags, compiler, what))
+        yield library
 
 
 @functools.cache
