@@ -1,6 +1,8 @@
 """Cells written in Python, and their kernels: trace, differentiate, choose what to save, print, compile."""
 
+from .build import CellBuildError, load
 from .definition import Cell, cell
+from .emit import Generated
 from .groups import CellError
 
-__all__ = ["Cell", "CellError", "cell"]
+__all__ = ["Cell", "CellBuildError", "CellError", "Generated", "cell", "load"]

@@ -49,12 +49,13 @@ _UNIT = """\
 #include "cpu/functions.h"
 #include "functions.h"
 
-namespace fusedrnn {{
-{struct_text}}}  // namespace fusedrnn
+namespace fusedrnn::{isa} {{  // its own: what has the name of another library's may be taken for that
+{struct_text}}}  // namespace fusedrnn::{isa}
 
 // Returns 0, or 1 with what went wrong in message.
 extern "C" int fusedrnn_register_cell(char* message, size_t room) {{
   using namespace fusedrnn;
+  using namespace fusedrnn::{isa};
   using Driver = CpuDriver<{type}>;
   try {{
     CellDrivers drivers{{traits_of<{struct}>(), {{}}, {{}}}};

@@ -36,6 +36,7 @@ class Cell:
     gate_parameters: tuple[str, ...]
     inputs: tuple[str, ...]
     unit_inputs: tuple[str, ...]
+    initial_vectors: Mapping[str, Initial]  # of parameters and gate_parameters that have one
 
     def __post_init__(self):
         for attribute in ("__module__", "__qualname__", "__doc__"):
@@ -100,8 +101,8 @@ def cell(
     gates: str = "i f g o",
     states: str | Mapping[str, Initial] = "h c",
     recurrent: str | None = None,
-    parameters: str = "",
-    gate_parameters: str = "",
+    parameters: str | Mapping[str, Initial] = "",
+    gate_parameters: str | Mapping[str, Initial] = "",
     inputs: str = "",
     unit_inputs: str = "",
 ) -> Callable[[Callable], Cell]:
@@ -116,7 +117,7 @@ def cell(
         states: names of the states, four at most. The first is the output, and what the recurrent weight multiplies.
             Or a mapping of names to initial values: numbers, or functions that make a tensor of a shape.
         recurrent: the gates that have a recurrent part: all by default, none if empty.
-        parameters: learned vectors of one number a unit.
+        parameters: learned vectors of one number a unit. Or a mapping of names to initial values.
         gate_parameters: learned vectors of one number a gate and unit, used as a group: ``p.gain * x``.
         inputs: further inputs, of one number a step and row, four at most with unit_inputs.
         unit_inputs: further inputs, of one number a step, row and unit.
@@ -142,6 +143,7 @@ def cell(
             gate_parameters=_names("gate_parameters", gate_parameters),
             inputs=_names("inputs", inputs),
             unit_inputs=_names("unit_inputs", unit_inputs),
+            initial_vectors={**_initial(parameters), **_initial(gate_parameters)},
         )
         _check(made)
         _check_that_sizes_do_not_matter(made)
@@ -150,6 +152,10 @@ def cell(
     if callable(gates):
         raise CellError("fusedrnn.cell takes names first: @fusedrnn.cell(gates=..., states=...)")
     return decorate
+
+
+def _initial(given: str | Mapping[str, Initial]) -> Mapping[str, Initial]:
+    return given if isinstance(given, Mapping) else {}
 
 
 def _names(what: str, given: Any) -> tuple[str, ...]:
@@ -185,9 +191,9 @@ def _check(made: Cell) -> None:
     for name in (*made.parameters, *made.gate_parameters):
         if name in _TENSORS_OF_A_LAYER:
             raise CellError(f"parameters: {name!r} is the name of a weight that every layer has")
-    for name, value in zip(made.states, made.initial, strict=True):
+    for name, value in (*zip(made.states, made.initial, strict=True), *made.initial_vectors.items()):
         if not callable(value) and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise CellError(f"states: {name!r} begins with {value!r}, which is no number and no function of a shape")
+            raise CellError(f"{name!r} begins with {value!r}, which is no number and no function of a shape")
 
 
 def _check_that_sizes_do_not_matter(made: Cell) -> None:
