@@ -99,7 +99,8 @@ def test_groups_of_different_gates_do_not_go_together():
         ({"gates": ""}, "there must be a gate"),
         ({"states": ""}, "there must be 1 to 4 states, got 0"),
         ({"states": "h a b c d"}, "there must be 1 to 4 states, got 5"),
-        ({"states": {"h": "zero"}}, "states: 'h' begins with 'zero', which is no number and no function of a shape"),
+        ({"states": {"h": "zero"}}, "'h' begins with 'zero', which is no number and no function of a shape"),
+        ({"parameters": {"u": None}}, "'u' begins with None, which is no number and no function of a shape"),
         ({"recurrent": "o"}, "recurrent: there is no gate 'o', only i, f"),
         ({"parameters": "p p"}, "parameters: 'p' is there twice"),
         ({"parameters": "p", "gate_parameters": "p"}, "'p' is in parameters and in gate_parameters"),
@@ -183,6 +184,28 @@ def test_the_key_changes_with_what_the_function_takes_from_outside():
     assert scaled.generate().key == before
     scale = 3.0
     assert scaled.generate().key != before
+
+
+@pytest.mark.parametrize(
+    "name, struct", [("forward", "ForwardCell"), ("_2d_cell", "DCell"), ("größe", "GreCell"), ("__", "Cell")]
+)
+def test_a_struct_has_a_name_of_its_own(name, struct):
+    def function(x, r, s):
+        return x.a
+
+    function.__name__ = name
+    generated = cell(gates="a", states="h")(function).generate()
+    assert generated.struct == struct and f"struct {struct} {{" in generated.text
+
+
+@pytest.mark.parametrize(
+    "context", [torch.inference_mode, torch.no_grad, lambda: torch.device("meta"), lambda: torch.autocast("cpu")]
+)
+def test_a_kernel_is_the_same_wherever_it_is_made(context):
+    with context():
+        assert zoo.slstm.generate().key == zoo.slstm.generate().key
+        text = zoo.slstm.generate().text
+    assert zoo.slstm.generate().text == text
 
 
 def test_the_struct_of_a_cell_is_printed(capsys, monkeypatch):

@@ -55,11 +55,11 @@ namespace fusedrnn::{isa} {{  // its own: what has the name of another library's
 // Returns 0, or 1 with what went wrong in message.
 extern "C" int fusedrnn_register_cell(char* message, size_t room) {{
   using namespace fusedrnn;
-  using namespace fusedrnn::{isa};
+  using Cell = {isa}::{struct};
   using Driver = CpuDriver<{type}>;
   try {{
-    CellDrivers drivers{{traits_of<{struct}>(), {{}}, {{}}}};
-    std::get<Driver>(drivers.cpu) = {{{isa}::scan_forward<{struct}, {type}>, {isa}::scan_backward<{struct}, {type}>}};
+    CellDrivers drivers{{traits_of<Cell>(), {{}}, {{}}}};
+    std::get<Driver>(drivers.cpu) = {{{isa}::scan_forward<Cell, {type}>, {isa}::scan_backward<Cell, {type}>}};
     register_cell(drivers);
     return 0;
   }} catch (const std::exception& error) {{

@@ -74,7 +74,8 @@ class _Printer:
         self.numbers |= {"Saved": len(self.saved), "Grads": self.grads}
 
     def generated(self) -> Generated:
-        struct = "".join(word.capitalize() for word in self.cell.name.split("_")) or "Cell"
+        words = re.sub("[^A-Za-z0-9_]", "", self.cell.name.lstrip("_0123456789")).split("_")
+        struct = "".join(word[:1].upper() + word[1:] for word in words).removesuffix("Cell") + "Cell"
         body = "\n".join([*self.constants(), "", *self.legend(), *self.forward(), "", *self.backward()])
         key = f"{self.cell.name}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
         text = f'struct {struct} {{\n  static constexpr const char* kName = "{key}";\n{body}\n}};\n'

@@ -39,9 +39,9 @@ def trace(cell, dtype: torch.dtype = torch.float64, rows: int = ROWS, units: int
         "p": [(units,)] * cell.vectors,
         "e": [(rows, 1)] * len(cell.inputs) + [(rows, units)] * len(cell.unit_inputs),
     }
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     tensors = {
-        kind: [torch.rand(shape, dtype=dtype, generator=generator) + 0.5 for shape in of_kind]
+        kind: [torch.rand(shape, dtype=dtype, generator=generator, device="cpu") + 0.5 for shape in of_kind]
         for kind, of_kind in shapes.items()
     }
     leaves = {kind: [graph.leaf(kind, i) for i in range(len(of_kind))] for kind, of_kind in shapes.items()}
@@ -50,7 +50,7 @@ def trace(cell, dtype: torch.dtype = torch.float64, rows: int = ROWS, units: int
         for tensor, leaf in zip(of_kind, leaves[kind], strict=True):
             recorder.know(tensor, leaf)
     arguments = cell.arguments(tensors["x"], tensors["r"], tensors["s"], tensors["p"], tensors["e"])
-    with torch.enable_grad(), recorder:
+    with torch.inference_mode(False), torch.enable_grad(), recorder:
         returned = recorder.call(cell.function, arguments)
     states = recorder.new_states(returned)
     return Trace(graph, leaves, states, recorder.names)
