@@ -21,12 +21,13 @@ NVCC := $(shell command -v $${CUDA_HOME:+$$CUDA_HOME/bin/}nvcc)
 
 # A tree to build in that leaves the extension in fusedrnn/ alone. What was built there stays, and is up to date or not.
 define copy_to
-mkdir -p $1/fusedrnn/backends
+mkdir -p $1/fusedrnn/backends $1/fusedrnn/compiler
 rm -rf $1/csrc $1/tests
 cp -p setup.py pyproject.toml README.md LICENSE $1
 cp -pr csrc tests $1
 cp -p fusedrnn/*.py $1/fusedrnn
 cp -p fusedrnn/backends/*.py $1/fusedrnn/backends
+cp -p fusedrnn/compiler/*.py $1/fusedrnn/compiler
 endef
 
 .DEFAULT_GOAL := help

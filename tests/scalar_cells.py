@@ -73,7 +73,7 @@ class Compiled:
             for kind in kinds:
                 V, S, lanes = KINDS[kind]
                 exports += EXPORT.format(key=g.key, kind=kind, S=S, V=V, lanes=lanes, struct=struct)
-        self.library = ctypes.CDLL(_compile(text + "}\n" + exports, ["-march=" + march]))
+        self.library = ctypes.CDLL(compile_library(text + "}\n" + exports, ["-march=" + march]))
 
     def run(self, cell: Cell, kind: str, x, r, s, ds):
         """The new states [S, n], their gradients before the step, and all planes of dgates."""
@@ -90,7 +90,7 @@ class Compiled:
         return s.double(), ds.double(), planes.double()
 
 
-def _compile(text: str, flags: list[str]) -> str:
+def compile_library(text: str, flags: list[str]) -> str:
     compiler = os.environ.get("CXX") or "g++"
     key = hashlib.sha256((text + "".join(flags) + "".join(p.read_text() for p in sorted(CSRC.rglob("*.h")))).encode())
     folder = Path(tempfile.gettempdir()) / f"fusedrnn-scalar-cells-{os.getuid()}"
@@ -109,6 +109,13 @@ def _compile(text: str, flags: list[str]) -> str:
 
 def have_compiler() -> bool:
     return shutil.which((os.environ.get("CXX") or "g++").split()[0]) is not None
+
+
+def random_arguments(cell: Cell, n: int):
+    """x, r, s and ds for :meth:`Compiled.run`."""
+    extra = cell.vectors + len(cell.inputs) + len(cell.unit_inputs)
+    counts = len(cell.gates) + extra, len(cell.recurrent), len(cell.states), len(cell.states)
+    return [torch.randn(count, n, dtype=torch.float64) for count in counts]
 
 
 def expected(cell: Cell, x, r, s, ds):

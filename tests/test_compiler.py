@@ -1,11 +1,16 @@
 """The generator of cells: every operation, what is saved, what is refused."""
 
-import torch
-import torch.nn.functional as F
+import random
 
 import pytest
 import scalar_cells
-from fusedrnn.compiler import Cell, CellError, cell
+import torch
+import torch.nn.functional as F
+
+from fusedrnn import zoo
+from fusedrnn.backends import extension
+from fusedrnn.compiler import Cell, cell
+from fusedrnn.compiler.groups import Gates
 
 N = 64
 needs_compiler = pytest.mark.skipif(not scalar_cells.have_compiler(), reason="no C++ compiler on this machine")
@@ -122,3 +127,165 @@ def test_an_operation_and_its_derivative_are_torch_s(operations, name, kind, rel
     s = torch.zeros(1, N, dtype=torch.float64)
     relative = max(relative, LESS_EXACT.get(name, 0))
     assert_runs_as_the_function(compiled, cells[name], kind, x, nothing, s, ds, relative)
+
+
+SMOOTH = [
+    lambda a, b, c: a + b,
+    lambda a, b, c: a - b,
+    lambda a, b, c: 0.5 - a,
+    lambda a, b, c: a * b,
+    lambda a, b, c: torch.sigmoid(a) * b,
+    lambda a, b, c: torch.sigmoid(a),
+    lambda a, b, c: torch.tanh(a),
+    lambda a, b, c: torch.tanh(a) / (1 + b * b),
+    lambda a, b, c: torch.exp(torch.tanh(a)),
+    lambda a, b, c: F.softplus(a) - F.logsigmoid(b),
+    lambda a, b, c: torch.log1p(a * a) * c,
+    lambda a, b, c: torch.sqrt(a * a + 1),
+    lambda a, b, c: torch.rsqrt(a.abs() + 1) * b,
+    lambda a, b, c: torch.maximum(a, b),
+    lambda a, b, c: torch.where(a < b, c, a * c),
+    lambda a, b, c: torch.where((a > 0) & ~(b > c), a, b.detach()),
+    lambda a, b, c: F.elu(a),
+    lambda a, b, c: F.silu(a),
+    lambda a, b, c: torch.clamp(a, -1, 0.5) * b,
+    lambda a, b, c: a,
+]
+
+
+def random_cell(seed: int) -> Cell:
+    """A cell of a few operations at random on all that it is given, and what it returns last bounded."""
+    rng = random.Random(seed)
+    gates = "a b c d e"[: 2 * rng.randint(1, 5) - 1]
+    states = "h k l m"[: 2 * rng.randint(1, 4) - 1]
+    names = {
+        "recurrent": " ".join(gate for gate in gates.split() if rng.random() < 0.7),
+        "parameters": "u v"[: rng.choice([0, 1, 3])],
+        "gate_parameters": rng.choice(["", "gain"]),
+        "inputs": rng.choice(["", "score"]),
+        "unit_inputs": rng.choice(["", "gap"]),
+    }
+    steps = [(rng.choice(SMOOTH), rng.random(), rng.random(), rng.random()) for _ in range(rng.randint(4, 24))]
+
+    @cell(gates, states, **names)
+    def random_operations(x, r, s, *others):
+        pool = [*(value for group in (x, r, s) for value in group)]
+        for group in others:
+            for value in group:
+                pool.extend(value * x if isinstance(value, Gates) else [value])
+        for operation, *places in steps:
+            pool.append(operation(*(pool[int(place * len(pool))] for place in places)))
+        return tuple(torch.tanh(value) for value in pool[-len(s) :])
+
+    return random_operations
+
+
+@pytest.fixture(scope="module")
+def random_cells():
+    cells = [random_cell(seed) for seed in range(40)]
+    return cells, scalar_cells.Compiled(cells, ("number", "vector"))
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["number", "vector"])
+@pytest.mark.parametrize("index", range(40))
+def test_random_cells_run_as_their_functions(random_cells, index, kind):
+    cells, compiled = random_cells
+    torch.manual_seed(index)
+    arguments = scalar_cells.random_arguments(cells[index], N)
+    assert_runs_as_the_function(compiled, cells[index], kind, *arguments, 1e-11)
+
+
+ZOO = [getattr(zoo, name) for name in zoo.__all__]
+
+
+@pytest.fixture(scope="module")
+def compiled_zoo():
+    return scalar_cells.Compiled([*ZOO, *BUILT_IN])
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind, relative", [("number", 1e-12), ("vector", 1e-12), ("float", 1e-5)])
+@pytest.mark.parametrize("known", ZOO, ids=lambda known: known.name)
+def test_the_zoo_runs_as_its_functions(compiled_zoo, known, kind, relative):
+    torch.manual_seed(0)
+    x, r, s, ds = scalar_cells.random_arguments(known, N)
+    if known is zoo.slstm:
+        s[2] = s[2].abs() + 0.5  # n, a sum of exponentials
+    assert_runs_as_the_function(compiled_zoo, known, kind, x, r, s, ds, relative)
+
+
+@cell(gates="i f g o", states="h c")
+def lstm(x, r, s):
+    i, f = torch.sigmoid(x.i + r.i), torch.sigmoid(x.f + r.f)
+    g = torch.tanh(x.g + r.g)
+    o = torch.sigmoid(x.o + r.o)
+    c = f * s.c + i * g
+    return o * torch.tanh(c), c
+
+
+@cell(gates="r z n", states="h")
+def gru(x, r, s):
+    reset, update = torch.sigmoid(x.r + r.r), torch.sigmoid(x.z + r.z)
+    n = torch.tanh(x.n + reset * r.n)
+    return n + update * (s.h - n)
+
+
+@cell(gates="n", states="h")
+def rnn_tanh(x, r, s):
+    return torch.tanh(x.n + r.n)
+
+
+@cell(gates="n", states="h")
+def rnn_relu(x, r, s):
+    return torch.relu(x.n + r.n)
+
+
+BUILT_IN = {lstm: "LSTM", gru: "GRU", rnn_tanh: "RNN_TANH", rnn_relu: "RNN_RELU"}
+
+
+@pytest.mark.parametrize("generated, name", BUILT_IN.items(), ids=BUILT_IN.values())
+def test_a_generated_cell_saves_what_the_one_written_by_hand_does(generated, name):
+    theirs = extension.cell_traits(name)
+    ours = generated.generate()
+    assert (ours.saved, ours.grads) == (theirs.saved, theirs.grads)
+
+
+def test_what_is_not_needed_is_not_saved():
+    @cell(gates="a b", states="h", recurrent="")
+    def linear(x, r, s):
+        return x.a + 2 * s.h - x.b
+
+    generated = linear.generate()
+    assert generated.saved == 1 and "saved[0] = x[0]" in generated.text  # the drivers need one
+    assert "const V*, const V*, V* ds, V* dgates" in generated.text
+
+
+def test_what_costs_little_is_computed_again():
+    @cell(gates="a", states="h", recurrent="")
+    def again(x, r, s):
+        y = torch.tanh(x.a)
+        return (y * y) * (1 - y) * torch.exp(y) * s.h
+
+    assert again.generate().saved == 1
+
+
+def test_a_state_that_another_reads_is_read_before_it_changes():
+    @cell(gates="a", states="h k l", recurrent="")
+    def rotating(x, r, s):
+        return s.k + x.a, s.l, s.h
+
+    compiled = scalar_cells.Compiled([rotating], ["number"])
+    torch.manual_seed(0)
+    assert_runs_as_the_function(compiled, rotating, "number", *scalar_cells.random_arguments(rotating, N), 1e-14)
+
+
+def test_names_of_cpp_can_be_variables():
+    @cell(gates="a", states="h", recurrent="")
+    def int_(x, r, s):
+        new, V, ds, saved, größe = x.a * 2, x.a * 3, x.a + 1, s.h * 2, s.h * 5
+        double = new + V + ds + saved + größe
+        return double * double
+
+    compiled = scalar_cells.Compiled([int_], ["number"])
+    assert_runs_as_the_function(compiled, int_, "number", *scalar_cells.random_arguments(int_, N), 1e-13)

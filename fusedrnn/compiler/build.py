@@ -55,11 +55,11 @@ namespace fusedrnn::{isa} {{  // its own: what has the name of another library's
 // Returns 0, or 1 with what went wrong in message.
 extern "C" int fusedrnn_register_cell(char* message, size_t room) {{
   using namespace fusedrnn;
-  using namespace fusedrnn::{isa};
+  using Cell = {isa}::{struct};
   using Driver = CpuDriver<{type}>;
   try {{
-    CellDrivers drivers{{traits_of<{struct}>(), {{}}, {{}}}};
-    std::get<Driver>(drivers.cpu) = {{{isa}::scan_forward<{struct}, {type}>, {isa}::scan_backward<{struct}, {type}>}};
+    CellDrivers drivers{{traits_of<Cell>(), {{}}, {{}}}};
+    std::get<Driver>(drivers.cpu) = {{{isa}::scan_forward<Cell, {type}>, {isa}::scan_backward<Cell, {type}>}};
     register_cell(drivers);
     return 0;
   }} catch (const std::exception& error) {{
@@ -97,8 +97,8 @@ def load(struct_text: str, struct_name: str, dtype: torch.dtype) -> None:
             type=_TYPES[dtype],
         )
         what = f"cell {struct_name} for {str(dtype).removeprefix('torch.')}"
-        with _compiled(unit, flags, what) as path:
-            _register(path)
+        with compiled(unit, flags, what) as library:
+            _register(library)
         _loaded.add((struct_text, dtype))
 
 
@@ -112,10 +112,12 @@ def _instruction_set(dtype: torch.dtype) -> str:
     return "AVX512" if isa == "AVX512_BF16" and dtype != torch.bfloat16 else isa
 
 
-def _register(path: Path) -> None:
+def _register(library: Path) -> None:
     try:
-        register = ctypes.CDLL(str(path)).fusedrnn_register_cell
+        register = ctypes.CDLL(str(library)).fusedrnn_register_cell
     except (OSError, AttributeError) as error:
+        with contextlib.suppress(OSError):
+            library.unlink()  # to be compiled again
         raise CellBuildError(f"the compiled cell cannot be loaded: {error}") from error
     message = ctypes.create_string_buffer(500)
     if register(message, ctypes.c_size_t(len(message))):
@@ -123,25 +125,26 @@ def _register(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _compiled(unit: str, flags: list[str], what: str) -> Iterator[Path]:
+def compiled(unit: str, flags: list[str], what: str) -> Iterator[Path]:
     """The library made of a translation unit; it need not stay longer than the block."""
     compiler = _compiler()
     key = _key(unit, [*_FLAGS, *flags], compiler)
-    try:
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        cached = folder / f"{key}.so"
-        if not _is_whole(cached):
-            with _locked(folder / f"{key}.lock"):
-                if not _is_whole(cached):  # nobody made it in the meantime
-                    with _made(unit, flags, compiler, what) as library:
+    library = None
+    with contextlib.ExitStack() as block:
+        try:
+            folder = cache_folder()
+            folder.mkdir(parents=True, exist_ok=True)
+            cached = folder / f"{key}.so"
+            if not _is_whole(cached):
+                with _locked(folder / f"{key}.lock"):
+                    if not _is_whole(cached):  # nobody made it in the meantime
+                        library = block.enter_context(_made(unit, flags, compiler, what))
                         _put(library, cached)
-    except OSError as error:  # read-only, full, not a folder
-        _warn_once(f"fusedrnn: compiled cells are not kept, as the cache cannot be used: {error}")
-        with _made(unit, flags, compiler, what) as library:
-            yield library
-        return
-    yield cached
+            library = cached
+        except OSError as error:  # read-only, full, not a folder
+            _warn_once(f"fusedrnn: compiled cells are not kept, as the cache cannot be used: {error}")
+            library = library or block.enter_context(_made(unit, flags, compiler, what))
+        yield library
 
 
 @functools.cache

@@ -34,11 +34,8 @@ def cut(results: Iterable[Node]) -> list[Node]:
         if node in wanted:
             flow.add((node, "out"), _SINK, _UNLIMITED)
     below = flow.below_the_cut()
-    return [
-        node
-        for node in ordered(wanted)
-        if (node, "out") in below and (node, "in") not in below and (node, "in") in flow
-    ]
+    candidates = (node for node in ordered(wanted) if (node, "in") in flow)
+    return [node for node in candidates if (node, "out") in below and (node, "in") not in below]
 
 
 def _depending_on_gradients(nodes: Iterable[Node]) -> set[Node]:

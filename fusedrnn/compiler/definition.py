@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .emit import Generated, generate
 from .groups import CellError, Gates, Group
-from .trace import trace
+from .trace import definition_of, trace
 
 MAX_STATES = MAX_INPUTS = 4
 _TENSORS_OF_A_LAYER = {"weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"}
@@ -162,9 +162,7 @@ def _names(what: str, given: Any) -> tuple[str, ...]:
     names = tuple(given.split()) if isinstance(given, str) else tuple(given)
     for name in names:
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
-            raise CellError(
-                f"{what}: {name!r} is not a name: letters, digits and _, not first a digit or _, no keyword"
-            )
+            raise CellError(f"{what}: {name!r} is no name: letters, digits and _, first a letter, and no keyword")
         if names.count(name) > 1:
             raise CellError(f"{what}: {name!r} is there twice")
     return names
@@ -202,4 +200,5 @@ def _check_that_sizes_do_not_matter(made: Cell) -> None:
     """The same function, traced with other sizes and another dtype, must give the same kernel."""
     texts = [generate(made, trace(made, *sizes)).text for sizes in ((), (torch.float32, 2, 7))]
     if texts[0] != texts[1]:
-        raise CellError(f"cell {made.name}: the function depends on the sizes or the dtype of its tensors")
+        where = definition_of(made.function)
+        raise CellError(f"cell {made.name}: the function depends on the sizes or the dtype of its tensors\n  {where}")

@@ -21,7 +21,8 @@ _TAKEN = frozenset(
     "mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register requires "
     "return short signed sizeof static struct switch template this throw true try typedef typeid typename union "
     "unsigned using virtual void volatile while xor xor_eq char8_t concept consteval constinit co_await co_return "
-    "co_yield thread_local kName kGates kRecurrent kStates kVectors kInputs kSaved kGrads kRecurrentGrads kReadsH".split()
+    "co_yield thread_local kName kGates kRecurrent kStates kVectors kInputs kSaved kGrads kRecurrentGrads kReadsH "
+    "INFINITY NAN".split()
 )
 
 
@@ -73,7 +74,8 @@ class _Printer:
         self.numbers |= {"Saved": len(self.saved), "Grads": self.grads}
 
     def generated(self) -> Generated:
-        struct = "".join(word.capitalize() for word in self.cell.name.split("_")) or "Cell"
+        words = re.sub("[^A-Za-z0-9_]", "", self.cell.name.lstrip("_0123456789")).split("_")
+        struct = "".join(word[:1].upper() + word[1:] for word in words).removesuffix("Cell") + "Cell"
         body = "\n".join([*self.constants(), "", *self.legend(), *self.forward(), "", *self.backward()])
         key = f"{self.cell.name}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
         text = f'struct {struct} {{\n  static constexpr const char* kName = "{key}";\n{body}\n}};\n'
@@ -108,40 +110,34 @@ class _Printer:
         return [f"  // x: {' '.join(x)}; r: {' '.join(cell.recurrent) or 'none'}; s: {' '.join(cell.states)}"]
 
     def leaf(self, node: Node, backward: bool) -> str:
-        behind = {"x": 0, "r": 0, "s": 0, "ds": 0}
-        own, vectors = self.numbers["States" if backward else "Gates"], self.numbers["Vectors"]
-        behind |= {"p": own, "e": own + vectors}
-        array = node.op if node.op in ("x", "r", "ds") else "x"
-        if backward:
-            array = "ds" if node.op == "ds" else "prev"
-        elif node.op == "s":
-            array = "s"
-        return f"{array}[{behind[node.op] + int(node.value)}]"
+        if node.op in ("x", "r", "ds"):
+            return f"{node.op}[{node.value}]"
+        if node.op == "s":
+            return f"{'prev' if backward else 's'}[{node.value}]"
+        place = self.numbers["States" if backward else "Gates"] + node.value  # vectors stand behind them, then inputs
+        place += self.numbers["Vectors"] if node.op == "e" else 0
+        return f"{'prev' if backward else 'x'}[{place}]"
 
     def forward(self) -> list[str]:
         body = _Body(self.names, lambda node: self.leaf(node, backward=False), [*self.saved, *self.states])
         saves = [f"saved[{i}] = {text};" for i, text in enumerate(body.write(self.saved))]
         lines = body.assign("s", self.states)
-        used = set(ordered([*self.saved, *self.states]))
-        return _function("forward", used, ("const x", "const r", "s", "saved"), [*body.lines, *saves, *lines])
+        return _function("forward", ("const x", "const r", "s", "saved"), [*body.lines, *saves, *lines])
 
     def backward(self) -> list[str]:
         names = dict(self.names)
+        gates = {"x": self.cell.gates, "r": self.cell.recurrent}
         for node in self.saved:
             if node.is_leaf:
-                names.setdefault(
-                    node, f"{node.op}_{(self.cell.gates if node.op == 'x' else self.cell.recurrent)[node.value]}"
-                )
+                names.setdefault(node, f"{node.op}_{gates[node.op][node.value]}")
         body = _Body(names, lambda node: self.leaf(node, backward=True), [*self.planes, *self.dstates], self.saved)
         planes = [f"dgates[{i}] = {text};" for i, text in enumerate(body.write(self.planes))]
         lines = body.assign("ds", self.dstates)
-        used = self.read_by_backward()
-        return _function(
-            "backward", used, ("const saved", "const prev", "ds", "dgates"), [*body.lines, *planes, *lines]
-        )
+        parameters = ("const saved", "const prev", "ds", "dgates")
+        return _function("backward", parameters, [*body.lines, *planes, *lines])
 
 
-def _function(name: str, used: set[Node], parameters: Sequence[str], lines: list[str]) -> list[str]:
+def _function(name: str, parameters: Sequence[str], lines: list[str]) -> list[str]:
     text = "\n".join(lines)
     signature = []
     for parameter in parameters:

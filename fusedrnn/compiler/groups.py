@@ -12,6 +12,10 @@ class CellError(ValueError):
     """A cell that cannot be: what is wrong, where, and what is allowed."""
 
 
+class GroupError(AttributeError):
+    """A name that a group lacks, or two groups that do not go together."""
+
+
 class Group:
     """Values by name: ``x.i``, or ``i, f, g, o = x``.
 
@@ -28,11 +32,11 @@ class Group:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._values:
-            raise AttributeError(f"{self._what} has no {name!r}, only {', '.join(self._values) or 'nothing'}")
+            raise GroupError(f"{self._what} has no {name!r}, only {', '.join(self._values) or 'nothing'}")
         return self._values[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"{self._what} cannot be changed: return the new states")
+        raise GroupError(f"{self._what} cannot be changed: return the new states")
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._values.values())
@@ -58,7 +62,7 @@ class Gates(Group):
             theirs = set(group._values)
             if not (theirs >= set(names) if group._follower else theirs == set(names)):
                 gates = (f"{g._what} has {', '.join(g._values) or 'none'}" for g in (self, other))
-                raise CellError(f"two groups have different gates: {'; '.join(gates)}")
+                raise GroupError(f"two groups have different gates: {'; '.join(gates)}")
         values = [operation(self._values[name], other._values[name]) for name in names]
         return Gates("a group", names, values, self._follower and other._follower)
 

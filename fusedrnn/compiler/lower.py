@@ -9,9 +9,10 @@ from .graph import Node
 
 INFINITY = float("inf")
 ALLOWED = (
-    "+ - * /, neg, sigmoid, tanh, relu, exp, expm1, log, log1p, logsigmoid, softplus, sqrt, rsqrt, reciprocal, abs, sign, "
-    "square, pow by a whole number from -8 to 8 or 0.5, minimum, maximum, clamp by numbers, where, comparisons and logical "
-    "operations, lerp, silu, gelu(approximate='tanh'), hardsigmoid, hardtanh, leaky_relu, elu, detach and constants"
+    "+ - * /, neg, sigmoid, tanh, relu, exp, expm1, log, log1p, logsigmoid, softplus, sqrt, rsqrt, reciprocal, abs, "
+    "sign, square, pow by whole numbers from -8 to 8 or 0.5, minimum, maximum, clamp by numbers, where, comparisons, "
+    "logical operations, lerp, silu, gelu(approximate='tanh'), hardsigmoid, hardtanh, leaky_relu, elu, detach and "
+    "constants"
 )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .graph import Graph, Node
-from .groups import CellError, Gates
+from .groups import CellError, Gates, GroupError
 from .lower import ALLOWED, LOWER, NotAllowed
 
 ROWS, UNITS = 3, 5  # of the traced tensors: neither 1 nor equal, so that shapes tell what a tensor is
@@ -39,9 +39,9 @@ def trace(cell, dtype: torch.dtype = torch.float64, rows: int = ROWS, units: int
         "p": [(units,)] * cell.vectors,
         "e": [(rows, 1)] * len(cell.inputs) + [(rows, units)] * len(cell.unit_inputs),
     }
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     tensors = {
-        kind: [torch.rand(shape, dtype=dtype, generator=generator) + 0.5 for shape in of_kind]
+        kind: [torch.rand(shape, dtype=dtype, generator=generator, device="cpu") + 0.5 for shape in of_kind]
         for kind, of_kind in shapes.items()
     }
     leaves = {kind: [graph.leaf(kind, i) for i in range(len(of_kind))] for kind, of_kind in shapes.items()}
@@ -50,7 +50,7 @@ def trace(cell, dtype: torch.dtype = torch.float64, rows: int = ROWS, units: int
         for tensor, leaf in zip(of_kind, leaves[kind], strict=True):
             recorder.know(tensor, leaf)
     arguments = cell.arguments(tensors["x"], tensors["r"], tensors["s"], tensors["p"], tensors["e"])
-    with torch.enable_grad(), recorder:
+    with torch.inference_mode(False), torch.enable_grad(), recorder:
         returned = recorder.call(cell.function, arguments)
     states = recorder.new_states(returned)
     return Trace(graph, leaves, states, recorder.names)
@@ -104,9 +104,7 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         main = result[0] if isinstance(result, tuple) else result
         if main.dim() > 2:
-            raise self.refuse(
-                f"{name} makes a tensor of shape {list(main.shape)}: it works on rows of units, not on more"
-            )
+            raise self.refuse(f"{name} makes a tensor of shape {list(main.shape)}: a cell's have rows and units only")
         self.know(main, node)
         return result
 
@@ -140,7 +138,7 @@ class _Recorder(TorchDispatchMode):
 
     def new_states(self, returned: Any) -> list[Node]:
         states = list(returned) if isinstance(returned, (tuple, list)) else [returned]
-        line = _definition_of(self.cell.function)
+        line = definition_of(self.cell.function)
         if len(states) != len(self.cell.states):
             wanted = f"{len(self.cell.states)} ({', '.join(self.cell.states)})"
             raise self.refuse(f"it returns {len(states)} new states, not {wanted}", line)
@@ -156,21 +154,15 @@ class _Recorder(TorchDispatchMode):
         return nodes
 
 
+# How many arguments are a unit's numbers, where it is not two of "….Tensor" and "….Scalar" and one of any other.
+_TENSORS = {"where.self": 3, "maximum": 2, "minimum": 2, "addcmul": 3, "addcdiv": 3, "lerp.Tensor": 3}
+
+
 def _converted(name: str, values: list[Any], graph: Graph) -> list[Any]:
     """Numbers in the place of tensors become nodes; those that are options stay."""
-    tensors = {
-        "where.self": 3,
-        "maximum": 2,
-        "minimum": 2,
-        "addcmul": 3,
-        "addcdiv": 3,
-        "lerp.Tensor": 3,
-        "lerp.Scalar": 2,
-    }
-    count = tensors.get(name, 2 if name.endswith((".Tensor", ".Scalar")) and not name.startswith("clamp") else 1)
-    return [
-        graph.const(v) if i < count and isinstance(v, (int, float)) else v for i, v in enumerate(values)
-    ]  # True and False are 1 and 0
+    count = _TENSORS.get(name, 2 if name.endswith((".Tensor", ".Scalar")) else 1)
+    is_number = [i < count and isinstance(v, (int, float)) for i, v in enumerate(values)]
+    return [graph.const(v) if wanted else v for v, wanted in zip(values, is_number, strict=True)]
 
 
 def _explained(error: Exception) -> str:
@@ -179,7 +171,7 @@ def _explained(error: Exception) -> str:
         return "a branch cannot depend on the values of a tensor: use torch.where"
     if "cannot be converted to Scalar" in text or "only one element tensors can be converted" in text:
         return "the values of a tensor cannot be read while a kernel is made from the function"
-    return f"{type(error).__name__}: {text}"
+    return text if isinstance(error, GroupError) else f"{type(error).__name__}: {text}"
 
 
 def _is_foreign(path: str) -> bool:
@@ -202,7 +194,7 @@ def _line_of_traceback(error: Exception) -> str:
     return _line(frames[-1].filename, frames[-1].lineno) if frames else ""
 
 
-def _definition_of(function: Callable) -> str:
+def definition_of(function: Callable) -> str:
     code = getattr(function, "__code__", None)
     return _line(code.co_filename, code.co_firstlineno) if code else repr(function)
 

@@ -1,0 +1,228 @@
+"""What a cell may be: names, functions, and what is refused with its line."""
+
+import copy
+import linecache
+import pickle
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fusedrnn import zoo
+from fusedrnn.compiler import CellError, __main__, cell
+from fusedrnn.compiler.groups import Gates
+
+
+@cell(gates="i f g o", states="h c")
+def lstm(x, r, s):
+    i, f, g, o = x + r
+    c = torch.sigmoid(f) * s.c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def refused(body: str, **names) -> str:
+    """The error of a cell whose function is this."""
+    source = f"def wrong(x, r, s, *more):\n    {body}\n"
+    scope = {"torch": torch, "F": F, "CONSTANT": torch.ones(5), "WEIGHT": torch.nn.Parameter(torch.tensor(2.0))}
+    path = f"<{body}>"
+    linecache.cache[path] = len(source), None, source.splitlines(True), path
+    exec(compile(source, path, "exec"), scope)
+    with pytest.raises(CellError) as error:
+        cell(**{"gates": "i f", "states": "h", **names})(scope["wrong"])
+    return str(error.value)
+
+
+REFUSED = {
+    "return x.i.sum()": "sum is not an operation on the numbers of one unit; allowed are \\+ - \\* /, neg, sigmoid",
+    "return x.i.mean(-1, keepdim=True) + s.h": "mean.dim is not an operation",
+    "return torch.cumsum(x.i, 0)": "cumsum is not an operation",
+    "return x.i.flip(0)": "flip is not an operation",
+    "return torch.roll(x.i, 1, 0)": "roll is not an operation",
+    "return x.i @ x.i.t()": "t is not an operation",
+    "return F.softmax(x.i, -1)": "_softmax is not an operation",
+    "return F.layer_norm(x.i, (5,))": "native_layer_norm is not an operation",
+    "return F.dropout(x.i)": "is not an operation",
+    "return torch.randn_like(x.i)": "randn_like is not an operation",
+    "return torch.sin(x.i)": "sin is not an operation",
+    "return x.i % 2": "remainder.Scalar is not an operation",
+    "return 2 ** x.i": "pow.Scalar is not an operation",
+    "return x.i[:1]": "slice.Tensor is not an operation",
+    "return x.i.view(-1)": "view is not an operation",
+    "return x.i.unsqueeze(0) * s.h": "unsqueeze is not an operation",
+    "return torch.stack([x.i, s.h]).sum(0)": "stack is not an operation",
+    "return F.gelu(x.i)": "gelu by erf: use approximate='tanh'",
+    "return x.i ** 2.5": r"pow.Tensor_Scalar by 2.5: only whole numbers from -8 to 8",
+    "return torch.clamp(x.i, min=s.h)": "clamp.Tensor by tensors: use torch.minimum and torch.maximum",
+    "return x.i + CONSTANT": r"add.Tensor takes a tensor of shape \[5\] that is not one of the cell's",
+    "return x.i * WEIGHT": "mul.Tensor takes a tensor that requires a gradient: declare it in parameters",
+    "return x.i.add_(1)": "add_.Tensor changes a tensor in place: make a new one",
+    "s.h += x.i; return s.h": "add_.Tensor changes a tensor in place",
+    "s.h = x.i; return s.h": "s cannot be changed: return the new states",
+    "return x.i if x.i > 0 else s.h": "a branch cannot depend on the values of a tensor: use torch.where",
+    "return x.i.item() * s.h": "the values of a tensor cannot be read",
+    "return x.j": "x has no 'j', only i, f",
+    "return s.c": "s has no 'c', only h",
+    "return x + 1": "the new state h is Gates, not made from",
+    "return x.i, x.i": r"it returns 2 new states, not 1 \(h\)",
+    "return x.i > 0": "the new state h is the result of a comparison, not a number",
+    "return 1.0": "the new state h is float, not made from what the cell is given",
+    "return torch.zeros(3, 5)": r"the new state h is a tensor of shape \[3, 5\]",
+    "return x.i.float()": "_to_copy changes the type of a tensor",
+    "return x.i.double()": "_to_copy changes the type of a tensor",
+    "return x.i * x.i.shape[0]": "the function depends on the sizes or the dtype of its tensors",
+    "return x.i * torch.finfo(x.i.dtype).eps": "the function depends on the sizes or the dtype of its tensors",
+    "return unknown(x.i)": "NameError: name 'unknown' is not defined",
+    "with torch.no_grad(): return x.i * 2": "mul.Tensor with gradients switched off .* use detach",
+}
+
+
+@pytest.mark.parametrize("body", REFUSED)
+def test_what_a_kernel_cannot_do_is_refused_with_its_line(body):
+    message = refused(body)
+    assert re.search(REFUSED[body], message), message
+    assert re.search(r"^cell wrong: ", message) and f"<{body}>:" in message, message
+
+
+def test_groups_of_different_gates_do_not_go_together():
+    message = refused("return (x + r).i", recurrent="f")
+    assert "two groups have different gates: x has i, f; r has f" in message
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ({"gates": "i 2f"}, "gates: '2f' is no name"),
+        ({"gates": "i class"}, "gates: 'class' is no name"),
+        ({"gates": "i _f"}, "gates: '_f' is no name"),
+        ({"gates": "i i"}, "gates: 'i' is there twice"),
+        ({"gates": ""}, "there must be a gate"),
+        ({"states": ""}, "there must be 1 to 4 states, got 0"),
+        ({"states": "h a b c d"}, "there must be 1 to 4 states, got 5"),
+        ({"states": {"h": "zero"}}, "'h' begins with 'zero', which is no number and no function of a shape"),
+        ({"parameters": {"u": None}}, "'u' begins with None, which is no number and no function of a shape"),
+        ({"recurrent": "o"}, "recurrent: there is no gate 'o', only i, f"),
+        ({"parameters": "p p"}, "parameters: 'p' is there twice"),
+        ({"parameters": "p", "gate_parameters": "p"}, "'p' is in parameters and in gate_parameters"),
+        ({"inputs": "t", "unit_inputs": "t"}, "'t' is in inputs and in unit_inputs"),
+        ({"parameters": "weight_hh"}, "parameters: 'weight_hh' is the name of a weight that every layer has"),
+        ({"inputs": "a b c", "unit_inputs": "d e"}, "there may be 4 inputs and unit_inputs in all, got 5"),
+    ],
+)
+def test_wrong_names_are_refused(names, message):
+    assert message in refused("return x.i", **names)
+
+
+def test_the_decorator_says_how_it_is_used():
+    with pytest.raises(CellError, match="takes names first"):
+        cell(lambda x, r, s: x)
+    with pytest.raises(CellError, match="decorates a function, not int"):
+        cell()(3)
+
+
+def test_a_function_must_take_what_it_is_given():
+    with pytest.raises(CellError, match="takes 2 positional arguments but 3 were given"):
+        cell(gates="i", states="h")(lambda x, s: x.i)
+
+
+def test_groups_are_read_by_name_and_in_order_and_follow_gate_parameters():
+    x, r = Gates("x", "if", [torch.tensor(1.0), torch.tensor(2.0)]), Gates("r", "f", [torch.tensor(3.0)])
+    gain = Gates("p.gain", "if", [torch.tensor(10.0), torch.tensor(20.0)], follower=True)
+    i, f = gain * x + 1 - x
+    assert (i, f) == (10, 39) and len(x) == 2
+    assert list(gain * r) == list(r * gain) == [60] and (2 - r).f == -1 and (-r).f == -3
+    assert list(torch.tensor(2.0) * x) == [2, 4]
+    with pytest.raises(TypeError):
+        x * "2"
+
+
+def test_a_cell_is_its_function_and_pickled_by_reference():
+    assert pickle.loads(pickle.dumps(lstm)) is lstm
+    assert copy.deepcopy(lstm) is lstm and copy.copy(lstm) is lstm
+    assert repr(lstm) == "<cell lstm: gates i f g o, states h c>"
+    assert (zoo.mgu.__doc__, zoo.mgu.__module__) == (zoo.mgu.function.__doc__, "fusedrnn.zoo")
+    local = cell(gates="a", states="h")(lambda x, r, s: x.a)
+    with pytest.raises(CellError, match="cannot be pickled: define it at the top of a module"):
+        pickle.dumps(local)
+
+
+def test_the_reference_is_the_function_of_rows():
+    torch.manual_seed(0)
+    x, r, h, c = torch.randn(3, 20), torch.randn(3, 20), torch.randn(3, 5), torch.randn(3, 5)
+    theirs = torch.nn.LSTMCell(20, 5).requires_grad_(False)
+    theirs.weight_ih.copy_(torch.eye(20))
+    theirs.weight_hh.zero_()
+    theirs.bias_ih.zero_(), theirs.bias_hh.zero_()
+    for ours, wanted in zip(lstm.reference(x, r, h, c), theirs(x + r, (h, c)), strict=True):
+        torch.testing.assert_close(ours, wanted)
+    score = torch.rand(3)
+    new = zoo.augru.reference(torch.randn(3, 15), torch.randn(3, 15), h, inputs=[score * 0])
+    torch.testing.assert_close(new[0], h)
+
+
+def test_the_reference_takes_vectors_in_order():
+    @cell(gates="a b", states="h", recurrent="", parameters="u", gate_parameters="gain", unit_inputs="gap")
+    def ordered(x, r, s, p, e):
+        y = p.gain * x
+        return y.a + p.u * s.h + e.gap * y.b
+
+    x, h, vectors, gap = torch.randn(3, 10), torch.randn(3, 5), torch.randn(3, 5), torch.randn(3, 5)
+    new = ordered.reference(x, None, h, vectors=vectors, inputs=[gap])
+    wanted = vectors[1] * x[:, :5] + vectors[0] * h + gap * vectors[2] * x[:, 5:]
+    torch.testing.assert_close(new[0], wanted)
+    assert zoo.min_gru.recurrent == () and ordered.vectors == 3
+
+
+def test_the_key_changes_with_what_the_function_takes_from_outside():
+    scale = 2.0
+
+    @cell(gates="a", states="h")
+    def scaled(x, r, s):
+        return x.a * scale + r.a
+
+    before = scaled.generate().key
+    assert scaled.generate().key == before
+    scale = 3.0
+    assert scaled.generate().key != before
+
+
+@pytest.mark.parametrize(
+    "name, struct", [("forward", "ForwardCell"), ("_2d_cell", "DCell"), ("größe", "GreCell"), ("__", "Cell")]
+)
+def test_a_struct_has_a_name_of_its_own(name, struct):
+    def function(x, r, s):
+        return x.a
+
+    function.__name__ = name
+    generated = cell(gates="a", states="h")(function).generate()
+    assert generated.struct == struct and f"struct {struct} {{" in generated.text
+
+
+@pytest.mark.parametrize(
+    "context", [torch.inference_mode, torch.no_grad, lambda: torch.device("meta"), lambda: torch.autocast("cpu")]
+)
+def test_a_kernel_is_the_same_wherever_it_is_made(context):
+    with context():
+        assert zoo.slstm.generate().key == zoo.slstm.generate().key
+        text = zoo.slstm.generate().text
+    assert zoo.slstm.generate().text == text
+
+
+def test_the_struct_of_a_cell_is_printed(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["cells", "show", "fusedrnn.zoo:mgu"])
+    __main__.main()
+    assert capsys.readouterr().out == "// fusedrnn.zoo.mgu\n" + zoo.mgu.generate().text
+
+
+@pytest.mark.parametrize(
+    "reference, message",
+    [
+        ("fusedrnn.zoo", "names no cell: module:name"),
+        ("nowhere:mgu", "No module named 'nowhere'"),
+        ("fusedrnn.zoo:nothing", "has no attribute 'nothing'"),
+        ("fusedrnn.zoo:cell", "is no cell but of type function"),
+    ],
+)
+def test_what_cannot_be_printed_is_said(reference, message):
+    with pytest.raises(SystemExit, match=message):
+        __main__.find(reference)
