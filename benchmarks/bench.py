@@ -145,21 +145,39 @@ def reset(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> di
 SECTIONS = {"results": compare, "against": against, "reset": reset, "contention": contention, "memory": memory}
 
 
-def plan(args: argparse.Namespace) -> dict[str, tuple[str, Shape, str, int]]:
-    """(section, shape, call, threads) of all that is to be measured, by name."""
-    every, most = {shape.name: shape for shape in SHAPES[args.device]}, args.threads[-1]
-    shapes = [shape for shape in every.values() if shape.quick or not args.quick]
+Item = tuple[str, Shape, str, int]  # section, shape, call, threads
+
+
+def plan(args: argparse.Namespace) -> dict[str, Item]:
+    """All that is to be measured, by name"""
+    todo = plan_of_calls(args)
+    if args.device == "cpu" and not args.against:
+        todo += plan_of_processes(args)
+    names = {name_of(item): item for item in todo}
+    return {name: item for name, item in names.items() if args.only.search(name) or args.only.search(item[1].source)}
+
+
+def plan_of_calls(args: argparse.Namespace) -> list[Item]:
+    shapes = [shape for shape in SHAPES[args.device] if shape.quick or not args.quick]
     section = "against" if args.against else "results"
     todo = [(section, shape, call, n) for shape in shapes for n in args.threads for call in shape.calls]
-    if not args.against:
-        todo += [("reset", s, "training", n) for s in shapes if s.form == "reset" for n in args.threads]
-    if not args.against and args.device == "cpu":
-        todo.append(("contention", every[CONTENTION], "forward", most))
-        if os.access("/proc/self/clear_refs", os.W_OK):
-            todo += [("memory", every[m], c, most) for m in MEMORY[: 1 if args.quick else 2] for c in every[m].calls]
-    prefixes = {section: f"{section}/" for section in ("reset", "contention", "memory")}
-    named = {f"{prefixes.get(item[0], '')}{item[1].name}/{item[2]}/{item[3]}": item for item in todo}
-    return {name: item for name, item in named.items() if args.only.search(name) or args.only.search(item[1].source)}
+    resets = [s for s in shapes if s.form == "reset" and not args.against]
+    return todo + [("reset", s, "training", n) for s in resets for n in args.threads]
+
+
+def plan_of_processes(args: argparse.Namespace) -> list[Item]:
+    """Busy processors, and the memory of a process of its own"""
+    shapes, most = {shape.name: shape for shape in SHAPES[args.device]}, args.threads[-1]
+    todo = [("contention", shapes[CONTENTION], "forward", most)]
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        todo += [("memory", shapes[m], c, most) for m in MEMORY[: 1 if args.quick else 2] for c in shapes[m].calls]
+    return todo
+
+
+def name_of(item: Item) -> str:
+    section, shape, call, threads = item
+    prefix = f"{section}/" if section in ("reset", "contention", "memory") else ""
+    return f"{prefix}{shape.name}/{call}/{threads}"
 
 
 def execute(todo: dict, args: argparse.Namespace, run: dict) -> int:

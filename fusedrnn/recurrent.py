@@ -50,8 +50,8 @@ class Recurrent(nn.RNNBase, Generic[State, Steps, PackedSteps]):
         nn.RNNBase.__init__(self, mode, *arguments)
 
     def extra_repr(self) -> str:
-        own = {name: getattr(self, name) for name in (*twin.REGULARISERS, "forget_bias", "recompute")}
-        return nn.RNNBase.extra_repr(self) + "".join(f", {name}={value}" for name, value in own.items() if value)
+        options = {name: getattr(self, name) for name in (*twin.REGULARISERS, "forget_bias", "recompute")}
+        return nn.RNNBase.extra_repr(self) + "".join(f", {name}={value}" for name, value in options.items() if value)
 
     def flatten_parameters(self) -> None:
         """Does nothing: the weights are taken as they are, anew in every call."""
@@ -136,21 +136,12 @@ class Recurrent(nn.RNNBase, Generic[State, Steps, PackedSteps]):
                 input, hx, batch, lengths=lengths, reset=reset, reset_state=reset_state,
                 return_state_sequence=return_state_sequence,
             )  # fmt: skip
-        layers = self.num_layers
-        dropout = self.dropout if self.training and layers > 1 else 0.0  # a graph takes what is read for an input
-        plain_input = batch.batch_sizes is None
-        options = stack.PLAIN if plain_input and not dropout else stack.Options(dropout, batch.batch_sizes)
         plain = lengths is None and reset is None and reset_state is None and not return_state_sequence
+        options = self._module_options(batch, len(initial))
         if not plain or batch.nested is not None:
             options = self._options(options, batch, initial, lengths, reset, reset_state, return_state_sequence)
-        if self.recurrent_dropout or self.zoneout_h or self.zoneout_c or self.weight_drop:
-            zoneout = (self.zoneout_h, self.zoneout_c)[: len(initial)]
-            noise = Noise(self.recurrent_dropout, zoneout, self.weight_drop, self.training)
-            options = options._replace(noise=noise)
-        if self.recompute:
-            options = options._replace(recompute=True)
         kinds = stack.KINDS[self.bias, self.proj_size > 0]
-        y, last, sequences = stack.run(self.mode, batch.x, initial, weights, kinds, layers, options)
+        y, last, sequences = stack.run(self.mode, batch.x, initial, (weights, kinds), self.num_layers, options)
         output, state = batch.give_sequence(y), batch.give_state(last[0])
         if len(last) > 1:
             state = state, batch.give_state(last[1])
@@ -158,6 +149,18 @@ class Recurrent(nn.RNNBase, Generic[State, Steps, PackedSteps]):
             return output, state
         sequences = [tuple(map(batch.give_sequence, (*steps, None)[:2])) for steps in sequences]
         return output, state, sequences if return_state_sequence == "all" else sequences[-1][1]
+
+    def _module_options(self, batch: Batch, states: int) -> stack.Options:
+        """What the module, and not the call, asks for."""
+        # The dropout of one layer is not read: a graph takes what is read for an input.
+        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        plain_input = batch.batch_sizes is None
+        options = stack.PLAIN if plain_input and not dropout else stack.Options(dropout, batch.batch_sizes)
+        if self.recurrent_dropout or self.zoneout_h or self.zoneout_c or self.weight_drop:
+            zoneout = (self.zoneout_h, self.zoneout_c)[:states]
+            noise = Noise(self.recurrent_dropout, zoneout, self.weight_drop, self.training)
+            options = options._replace(noise=noise)
+        return options._replace(recompute=True) if self.recompute else options
 
     def _options(self, options, batch: Batch, initial, lengths, reset, reset_state, return_state_sequence):
         """With what the call asks for beyond torch.nn."""

@@ -63,17 +63,21 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
     elif onnx.is_exporting():
         steps, last = onnx.layer(cell, inputs, sequences)
     else:
-        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-            training = recompute = True  # in whatever grad mode: the graph may be run in the other
-        else:
-            training = torch.is_grad_enabled() and any(t.requires_grad for t in inputs.differentiable())
-        save, keep_steps = training and not recompute, sequences or training and recompute
-        outputs = operators.scan_forward(cell, save, keep_steps, *inputs)
-        steps, last = outputs[:states], outputs[states : 2 * states]
+        steps, last = _run_operator(cell, inputs, sequences, recompute)
     if h_dtype is not None:
         steps = [steps[0].to(h_dtype), *steps[1:]]
         last = [None if last[0] is None else last[0].to(h_dtype), *last[1:]]
     return steps, last
+
+
+def _run_operator(cell: str, inputs: ScanInputs, sequences: bool, recompute: bool) -> Outputs:
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        training = recompute = True  # in whatever grad mode: the graph may be run in the other
+    else:
+        training = torch.is_grad_enabled() and any(t.requires_grad for t in inputs.differentiable())
+    save, keep_steps = training and not recompute, sequences or training and recompute
+    outputs, states = operators.scan_forward(cell, save, keep_steps, *inputs), len(inputs.initial)
+    return outputs[:states], outputs[states : 2 * states]
 
 
 def _autocast(cell: str, inputs: ScanInputs) -> tuple[ScanInputs, torch.dtype | None]:

@@ -39,12 +39,16 @@ class Options(NamedTuple):
 PLAIN = Options()
 
 
+def _of_layer(layer: int, layers: int, directions: int, states: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The part of states of all layers that belongs to one."""
+    return states if layers == 1 else [s.narrow(0, layer * directions, directions) for s in states]
+
+
 def run(
     cell: str,
     x: Tensor,
     initial: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    kinds: tuple[int, tuple[int | None, ...]],
+    parameters: tuple[Sequence[Tensor], tuple[int, tuple[int | None, ...]]],
     layers: int,
     options: Options,
 ) -> tuple[Tensor, list[Tensor], list[list[Tensor | None]]]:
@@ -53,14 +57,14 @@ def run(
     Args:
         cell, x: as for :func:`fusedrnn.scan.scan`.
         initial: each state of all layers, [L*D, N, width].
-        weights, kinds: of all layers and directions, one after the other, and an entry of KINDS.
+        parameters: of all layers and directions, one after the other, and an entry of KINDS.
         layers: L.
 
     Returns:
         y of the last layer, each state after the last step [L*D, N, width], and for each layer its states after every
         step (None where not wanted).
     """
-    count, places = kinds
+    weights, (count, places) = parameters
     if layers == 1 and options is PLAIN:  # fast path
         steps, last = scan(cell, ScanInputs(x, initial, *[() if i is None else weights[i::count] for i in places]))
         return steps[0], last, [steps]
@@ -69,11 +73,7 @@ def run(
         if layer and options.dropout:
             x = dropout(x, options.dropout)
         begin, end = layer * directions * count, (layer + 1) * directions * count
-        states, reset_states = initial, options.reset_states
-        if layers > 1:
-            states, reset_states = (
-                [s.narrow(0, layer * directions, directions) for s in kind] for kind in (initial, reset_states)
-            )
+        states, reset_states = (_of_layer(layer, layers, directions, kind) for kind in (initial, options.reset_states))
         parts = [() if i is None else weights[begin + i : end : count] for i in places]
         inputs = ScanInputs(x, states, *parts, reset_states, options.batch_sizes, options.lengths, options.reset)
         if options.noise is not None:

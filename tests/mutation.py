@@ -237,34 +237,44 @@ def judge_all(suite: Suite, mutants: list[Mutant], those: dict[int, list], judge
     return survivors
 
 
+def compile_suite(suite: Suite, csrc: Path, everything: list[Mutant]):
+    """The kernels with all mutants, in one library"""
+    shutil.copytree(CSRC, csrc)
+    write_mutants(suite, csrc, everything)
+    make_smaller(suite, csrc)
+    print(f"{suite.name}: compiling", file=sys.stderr)
+    library = suite.library(csrc)
+    for case in suite.cases:
+        suite.prepare(case)
+    return library
+
+
 def judge_suite(suite: Suite, everything: list[Mutant], mutants: list[Mutant]) -> int:
     """Returns the number of those that survive for no known reason."""
     with tempfile.TemporaryDirectory() as folder:
         csrc = Path(folder) / "csrc"
-        shutil.copytree(CSRC, csrc)
-        write_mutants(suite, csrc, everything)
-        make_smaller(suite, csrc)
-        print(f"{suite.name}: compiling", file=sys.stderr)
-        library = suite.library(csrc)
-        for case in suite.cases:
-            suite.prepare(case)
-        those = apart(suite, 0, as_they_are, library, everything)
-        if isinstance(those, str):
-            print(f"{suite.name}: the kernels are wrong as they are: {those}")
+        library = compile_suite(suite, csrc, everything)
+        cases = apart(suite, 0, as_they_are, library, everything)
+        if isinstance(cases, str):
+            print(f"{suite.name}: the kernels are wrong as they are: {cases}")
             return 1
-        survivors = judge_all(suite, mutants, those, in_its_cases, library)
+        survivors = judge_all(suite, mutants, cases, in_its_cases, library)
         reasons = {m: next((why for part, why in suite.equivalent if part in str(m)), "") for m in survivors}
         unknown = [m for m, reason in reasons.items() if not reason]
         if unknown:
             print(f"compiling for the sanitizers; {len(unknown)} survive for no known reason so far", file=sys.stderr)
-            unknown = judge_all(suite, unknown, those, under_sanitizers, library, suite.replays(csrc))
-    for mutant in survivors:
-        if reasons[mutant] or mutant in unknown:
-            came_by = "" if those[mutant.number] else " (no case comes by it)"
-            print(f"{mutant}\n    survives{came_by}: {reasons[mutant] or 'FOR NO KNOWN REASON'}")
-    known = len([reason for reason in reasons.values() if reason])
+            unknown = judge_all(suite, unknown, cases, under_sanitizers, library, suite.replays(csrc))
+    report(survivors, reasons, unknown, cases)
+    known = sum(map(bool, reasons.values()))
     print(f"{suite.name}: {len(mutants)} mutants, {known} survive for a known reason, {len(unknown)} for none")
     return len(unknown)
+
+
+def report(survivors: list[Mutant], reasons: dict[Mutant, str], unknown: list[Mutant], cases) -> None:
+    for mutant in survivors:
+        if reasons[mutant] or mutant in unknown:
+            unreached = "" if cases[mutant.number] else " (no case executes it)"
+            print(f"{mutant}\n    survives{unreached}: {reasons[mutant] or 'FOR NO KNOWN REASON'}")
 
 
 def main() -> int:

@@ -73,7 +73,7 @@ def test_every_tier_equals_the_reference(tier, mode, H, dtype, batch):
     given = {"N": 3, **BATCHES[batch]}
     N = len(given.get("lengths", ())) or given.pop("N")
     given.pop("N", None)
-    inputs = make_layer(mode, 2, 6, N, 7, H, H, True, dtype, **given)
+    inputs = make_layer(mode, dtype, D=2, T=6, N=N, I=7, H=H, **given)
     if "regularised" in batch:
         h_mask = torch.rand(inputs.initial[0].shape).gt(0.3).to(dtype).div(0.7)
         zones = [torch.rand(len(inputs.x), 2 * H) < 0.4 for _ in inputs.initial]

@@ -170,44 +170,59 @@ def cases():
                 yield kind, place, plain.__name__
 
 
+class Given:
+    """Makes tensors, and what `change` makes of those whose place is wanted."""
+
+    def __init__(self, change, place, dtype):
+        self.change, self.place, self.dtype = change, place, dtype
+        self.late = []  # tensors that are changed between forward and backward
+
+    def new(self, *size):
+        return torch.randn(*size, dtype=torch.float64).to(self.dtype)
+
+    def __call__(self, t, *places):
+        if self.place not in places:
+            return t
+        if self.change is KINDS[LATE]:
+            self.late.append(t)
+            return t
+        return self.change(t)
+
+    def parameters(self, module):
+        for name in [name for name, _ in module.named_parameters()]:
+            if self.place == "all" or name.startswith(self.place):
+                if self.change is KINDS[LATE]:
+                    self.late.append(module._parameters[name])
+                else:
+                    setattr(module, name, self.change(module._parameters.pop(name).detach()))
+
+    def options(self, states):
+        if self.place not in OPTIONS:
+            return {}
+        state = [self(self.new(1, N, H), "reset_state") for _ in states]
+        return {
+            "lengths": self(torch.tensor([5, 3]), "lengths"),
+            "reset": self(torch.rand(T, N) < 0.4, "reset"),
+            "reset_state": tuple(state) if len(state) > 1 else state[0],
+        }
+
+
 def call(module, plain, change, place, dtype):
     """Outputs and gradients, where ``change`` makes what is in ``place``."""
     cell, lstm = "Cell" in plain.__name__, "LSTM" in plain.__name__
     torch.manual_seed(1)
-
-    def new(*size):
-        return torch.randn(*size, dtype=torch.float64).to(dtype)
-
-    late = []
-
-    def given(t, *places):
-        if place in places and change is KINDS[LATE]:
-            late.append(t)
-        elif place in places:
-            return change(t)
-        return t
-
+    given = Given(change, place, dtype)
+    new = given.new
     x = given(new(N, I) if cell else new(T, N, I), "input", "all")
     states = [given(new(N, H) if cell else new(1, N, H), name, "all") for name in (["h0", "c0"] if lstm else ["h0"])]
-    for name in [name for name, _ in module.named_parameters()]:
-        if place == "all" or name.startswith(place):
-            if change is KINDS[LATE]:
-                late.append(module._parameters[name])
-            else:
-                setattr(module, name, change(module._parameters.pop(name).detach()))
-    options = {}
-    if place in OPTIONS:
-        options["lengths"] = given(torch.tensor([5, 3]), "lengths")
-        options["reset"] = given(torch.rand(T, N) < 0.4, "reset")
-        state = [given(new(1, N, H), "reset_state") for _ in states]
-        options["reset_state"] = tuple(state) if lstm else state[0]
-    output = tensors(module(x, tuple(states) if lstm else states[0], **options))
+    given.parameters(module)
+    output = tensors(module(x, tuple(states) if lstm else states[0], **given.options(states)))
     y = output[0]
     leaves, dy = list(module.parameters()), new(*y.shape)
     given(y, "output")
-    for t in late:
+    for t in given.late:
         change(t.detach())
-    if place == "gradient" or late:
+    if place == "gradient" or given.late:
         return output, torch.autograd.grad(y, leaves, given(dy, "gradient"))
     loss = sum(t.sum() for t in output)
     return output, torch.autograd.grad(loss, leaves) if leaves and loss.requires_grad else ()
@@ -236,41 +251,62 @@ def outcome(run):
         return f"{type(error).__name__}: {error}"
 
 
-def judge(kind, place, name):
-    """ "same", "refused" or "cannot be made", and else what is wrong."""
-    plain, change = getattr(nn, name), KINDS[kind]
-    dtype = torch.float32 if kind in SINGLE else torch.float64
-    ours, theirs = pair(plain, I, H, dtype=dtype)
-    copy_of_ours = copy.deepcopy(ours)
-    try:
-        change(torch.ones(2, 3, dtype={"lengths": torch.int64, "reset": torch.bool}.get(place, dtype)))
-    except Exception:
-        return "cannot be made"
-    found = outcome(lambda: call(ours, plain, change, place, dtype))
-    refused = isinstance(found, str)
-    if kind == LATE and hasattr(copy_of_ours, "recompute"):
-        copy_of_ours.recompute = True
-        refused = refused and isinstance(outcome(lambda: call(copy_of_ours, plain, change, place, dtype)), str)
-    if kind in REFUSED or kind == "meta" and place != "all":
-        return "refused" if refused else f"computed {found}"
-    zeroed = torch.zeros_like if kind == "zero" else torch.clone
-    wanted = outcome(lambda: call(copy_of_ours, plain, zeroed, place, dtype))
-    if place not in OPTIONS and kind not in COMPUTED | EITHER:
-        theirs = outcome(lambda: call(theirs, plain, change, place, dtype))
-        if isinstance(theirs, str):
-            return "refused" if refused else f"computed, but torch.nn gives {theirs}"
-        wanted = theirs
-    if refused:
-        return "refused" if kind in EITHER or place in OPTIONS and kind not in COMPUTED else f"gave {found}"
-    if len(found) != len(wanted):
-        return f"{len(found)} results instead of {len(wanted)}"
-    for a, b in zip(found, wanted, strict=True):
+def difference(ours, wanted, dtype):
+    """ "same", or how the first value differs."""
+    if len(ours) != len(wanted):
+        return f"{len(ours)} results instead of {len(wanted)}"
+    for a, b in zip(ours, wanted, strict=True):
         if isinstance(a, tuple) or isinstance(b, tuple):
             if a != b:
                 return f"{a} instead of {b}"
         elif not distance(a, b) <= SAME[dtype]:
             return f"off by {distance(a, b):.2g}"
     return "same"
+
+
+def can_be_made(change, place, dtype):
+    try:
+        change(torch.ones(2, 3, dtype={"lengths": torch.int64, "reset": torch.bool}.get(place, dtype)))
+    except Exception:
+        return False
+    return True
+
+
+def must_be_refused(kind, place):
+    return kind in REFUSED or kind == "meta" and place != "all"
+
+
+def may_be_refused(kind, place):
+    return kind in EITHER or place in OPTIONS and kind not in COMPUTED
+
+
+def judge(kind, place, name):
+    """ "same", "refused" or "cannot be made", and else what is wrong."""
+    plain, change = getattr(nn, name), KINDS[kind]
+    dtype = torch.float32 if kind in SINGLE else torch.float64
+    if not can_be_made(change, place, dtype):
+        return "cannot be made"
+
+    def outcome_of(module, change=change):
+        return outcome(lambda: call(module, plain, change, place, dtype))
+
+    ours, theirs = pair(plain, I, H, dtype=dtype)
+    copy_of_ours = copy.deepcopy(ours)
+    result = outcome_of(ours)
+    refused = isinstance(result, str)
+    if kind == LATE and hasattr(copy_of_ours, "recompute"):
+        copy_of_ours.recompute = True
+        refused = refused and isinstance(outcome_of(copy_of_ours), str)
+    if must_be_refused(kind, place):
+        return "refused" if refused else f"computed {result}"
+    wanted = outcome_of(copy_of_ours, torch.zeros_like if kind == "zero" else torch.clone)
+    if place not in OPTIONS and kind not in COMPUTED | EITHER:
+        wanted = outcome_of(theirs)
+        if isinstance(wanted, str):
+            return "refused" if refused else f"computed, but torch.nn gives {wanted}"
+    if refused:
+        return "refused" if may_be_refused(kind, place) else f"gave {result}"
+    return difference(result, wanted, dtype)
 
 
 def run(group):

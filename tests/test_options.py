@@ -73,33 +73,40 @@ class Case:
             self.form, lambda: s
         )()
 
-    def run(self, sequences="all"):
-        """output, h_n, c_n and the sequences of all layers, in the order and form of the loops."""
-        unbatched = self.form == "unbatched"
-        states = [s.squeeze(1) if unbatched else s for s in (self.h0, self.c0)[: 1 + self.lstm]]
-        options = {"return_state_sequence": sequences}
+    def alone(self, s):
+        """A state without the rows of a batch where there is none."""
+        return s.squeeze(1) if self.form == "unbatched" else s
+
+    def hx(self, h, c):
+        return (self.alone(h), self.alone(c)) if self.lstm else self.alone(h)
+
+    def options(self):
+        options = {}
         if self.form == "lengths":
             options["lengths"] = torch.tensor(self.lengths, device=self.x.device)
         if self.reset is not None:
             options["reset"] = self.enter(self.reset)
         if self.reset_h is not None:
-            given = [s.squeeze(1) if unbatched else s for s in (self.reset_h, self.reset_c)[: 1 + self.lstm]]
-            options["reset_state"] = tuple(given) if self.lstm else given[0]
-        hx = tuple(states) if self.lstm else states[0]
-        output, state, *rest = self.module(self.enter(self.x), hx, **options)
-        state = [s.unsqueeze(1) if unbatched else s for s in tree_leaves(state)]
-        found = [self.leave(output), *state]
+            options["reset_state"] = self.hx(self.reset_h, self.reset_c)
+        return options
+
+    def run(self, sequences="all"):
+        """output, h_n, c_n and the sequences of all layers, in the order and form of the loops."""
+        options = self.options() | {"return_state_sequence": sequences}
+        output, state, *rest = self.module(self.enter(self.x), self.hx(self.h0, self.c0), **options)
+        state = [s.unsqueeze(1) if self.form == "unbatched" else s for s in tree_leaves(state)]
+        results = [self.leave(output), *state]
         for part in rest:
             pairs = part if isinstance(part, list) else [(part,)]
-            found += [self.leave(s) for pair in pairs for s in pair if s is not None]
-        return found
+            results += [self.leave(s) for pair in pairs for s in pair if s is not None]
+        return results
 
     def loops(self, layer_noise=None):
         zeros_h, zeros_c = torch.zeros_like(self.h0), torch.zeros_like(self.c0)
         reset_h = zeros_h if self.reset_h is None else self.reset_h.expand_as(zeros_h)
         reset_c = zeros_c if self.reset_c is None else self.reset_c.expand_as(zeros_c)
         output, h_n, c_n, sequences = run_module(
-            self.module, self.x, self.h0, self.c0, self.lengths, self.reset, reset_h, reset_c, layer_noise
+            self.module, self.x, (self.h0, self.c0), self.lengths, self.reset, (reset_h, reset_c), layer_noise
         )
         states = [h_n, c_n] if self.lstm else [h_n]
         return [output, *states, *(s for pair in sequences for s in (pair if self.lstm else pair[:1]))]

@@ -259,8 +259,8 @@ class ModuleCase(Case):
         self.drawn = iter(self.drawn)
         reset = self.spread(self.mask) if self.reset else None
         output, h_n, c_n, sequences = run_module(
-            self.module, self.spread(self.x), states[0], states[-1], self.rows,
-            reset, reset_states[0], reset_states[-1], self.layer_noise, self.between,
+            self.module, self.spread(self.x), (states[0], states[-1]), self.rows,
+            reset, (reset_states[0], reset_states[-1]), self.layer_noise, self.between,
         )  # fmt: skip
         assert not list(self.drawn)
         results = [output, h_n, c_n] if self.lstm else [output, h_n]

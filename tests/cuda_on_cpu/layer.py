@@ -35,6 +35,27 @@ def steps_of(state: str) -> str:
     return "y" if state == "h" else f"{state}_steps"
 
 
+class CallStruct(ctypes.Structure):
+    """struct Call of driver.h"""
+
+    _fields_ = [
+        *((name, ctypes.c_char_p) for name in ("cell", "tier")),
+        *((name, ctypes.c_int) for name in ("type", "tf32", "backward", "count")),
+        ("sizes", ctypes.POINTER(ctypes.c_int64)),
+        ("names", ctypes.POINTER(ctypes.c_char_p)),
+        ("data", ctypes.POINTER(ctypes.c_void_p)),
+    ]
+
+    @classmethod
+    def of(cls, call: Call, addresses: dict[str, int]) -> CallStruct:
+        count = len(addresses)
+        return cls(
+            call.mode.encode(), call.tier.encode(), TYPES.index(call.dtype), call.tf32, call.backward, count,
+            (ctypes.c_int64 * 7)(*call.sizes), (ctypes.c_char_p * count)(*map(str.encode, addresses)),
+            (ctypes.c_void_p * count)(*addresses.values()),
+        )  # fmt: skip
+
+
 class EmulatorError(RuntimeError):
     pass
 
@@ -58,19 +79,9 @@ class Device:
 
     def run(self, call: Call) -> Call:
         """Fills in the results of a call."""
-        arrays, count = call.arrays, len(call.arrays)
-        assert all(t.is_contiguous() for t in arrays.values())
-        error = self.library.run_layer(
-            call.mode.encode(),
-            TYPES.index(call.dtype),
-            call.tf32,
-            call.tier.encode(),
-            call.backward,
-            (ctypes.c_int64 * 7)(*call.sizes),
-            count,
-            (ctypes.c_char_p * count)(*(name.encode() for name in arrays)),
-            (ctypes.c_void_p * count)(*(t.data_ptr() for t in arrays.values())),
-        )
+        assert all(t.is_contiguous() for t in call.arrays.values())
+        addresses = {name: t.data_ptr() for name, t in call.arrays.items()}
+        error = self.library.run_layer(ctypes.byref(CallStruct.of(call, addresses)))
         if error:
             raise EmulatorError(error.decode())
         call.plan = self.library.last_plan().decode()

@@ -154,12 +154,7 @@ class Check:
             at = f"step {t}, direction {d}: "
             if "h_prev" in a:
                 self.equal(at + "h_prev", a["h_prev"][d, rows], self.masked(before[t][0], d).where(alive, 0))
-            steps, past = [], []  # gradients of the states after the step; what of them zoneout leads past the cell
-            for state in self.states:
-                name = f"d{steps_of(state)}"
-                whole = ds[state][:n] + (self.stored(name, d)[rows].double() if name in a else 0)
-                past.append(whole * self.share_kept(state, t, d))
-                steps.append(whole - past[-1])
+            steps, past = self.split_by_zoneout(ds, t, d)
             prev = list(before[t])
             if w_hr is not None:
                 self.near(at + "dh_steps", a["dh_steps"][d, rows], steps[0].where(alive, 0))
@@ -179,7 +174,22 @@ class Check:
                 dresets[state][:n] += (cell + rest).where(reset & alive, 0)
                 left, old = (cell + rest).where(~reset, 0), ds[state]
                 ds[state] = torch.cat([torch.where(alive, left, old[:n]), old[n:]])
+        self.near_states(d, {f"d{state}0": value for state, value in ds.items()})
+        self.near_states(d, {f"dreset_{state}": value for state, value in dresets.items()})
+
+    def split_by_zoneout(self, ds: dict[str, Tensor], t: int, d: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients of the states after step t: what goes through the cell, and what zoneout leads past it."""
+        steps, past = [], []
         for state in self.states:
-            for name, exact in ((f"d{state}0", ds[state]), (f"dreset_{state}", dresets[state])):
-                if name in a:
-                    self.near(f"direction {d}: {name}", a[name][d], exact)
+            name = f"d{steps_of(state)}"
+            whole = ds[state][: self.sizes[t]]
+            if name in self.a:
+                whole = whole + self.stored(name, d)[self.rows(t)].double()
+            past.append(whole * self.share_kept(state, t, d))
+            steps.append(whole - past[-1])
+        return steps, past
+
+    def near_states(self, d: int, exact: dict[str, Tensor]) -> None:
+        for name, value in exact.items():
+            if name in self.a:
+                self.near(f"direction {d}: {name}", self.a[name][d], value)
