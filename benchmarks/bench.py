@@ -103,8 +103,8 @@ def against(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> 
     for ask in args.workers.values():
         ask("prepare", shape.name, call, threads)
     samples = timing.alternate(runs, args.seconds, lambda run, count: run(count), least=6, shortest=0.03)
-    found = {which: timing.quartiles([1e3 * s for s in taken]) for which, taken in samples.items()}
-    return found | {"ratio": timing.quartiles([b / a for a, b in zip(samples["old"], samples["new"], strict=True)])}
+    results = {which: timing.quartiles([1e3 * s for s in taken]) for which, taken in samples.items()}
+    return results | {"ratio": timing.quartiles([b / a for a, b in zip(samples["old"], samples["new"], strict=True)])}
 
 
 def memory(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> dict:

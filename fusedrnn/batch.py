@@ -186,7 +186,7 @@ def take_reset_state(reset_state, batch: Batch, like: tuple[Tensor, ...], names:
     given = reset_state if isinstance(reset_state, (tuple, list)) else (reset_state,)
     if len(given) != len(like) or not all(isinstance(s, Tensor) for s in given):
         raise ValueError(f"reset_state must be {names} like hx, got {describe(reset_state)}")
-    found = []
+    states = []
     for s, state in zip(given, like, strict=True):
         shape = list(state.shape) if batch.batched else [state.size(0), state.size(2)]
         if not torch._C._is_any_autocast_enabled() and s.dtype != state.dtype or s.device != state.device:
@@ -195,8 +195,8 @@ def take_reset_state(reset_state, batch: Batch, like: tuple[Tensor, ...], names:
             s = s.expand(shape)
         except RuntimeError as error:
             raise ValueError(f"reset_state must broadcast to {shape}, got {describe(s)}: {error}") from None
-        found.append(batch.take_state(s))
-    return found
+        states.append(batch.take_state(s))
+    return states
 
 
 def episode_starts(dones: Tensor, batch_first: bool = False, first: bool | Tensor = False) -> Tensor:

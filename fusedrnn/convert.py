@@ -50,9 +50,9 @@ def to_torch(model: nn.Module) -> nn.Module:
     """
     for name, module in model.named_modules():
         twin = TORCH.get(type(module))
-        if twin and (own := rates(module)):
+        if twin and (used := rates(module)):
             raise ValueError(
-                f"{name or 'the model itself'} has {own}, which torch.nn.{twin.__name__} cannot do; set it to 0 first"
+                f"{name or 'the model itself'} has {used}, which torch.nn.{twin.__name__} cannot do; set it to 0 first"
             )
     _swap(model, TORCH)
     for module in model.modules():

@@ -91,7 +91,7 @@ class Mutant:
 
 
 def find_mutants(suite: Suite, csrc: Path) -> list[Mutant]:
-    found = []
+    mutants = []
     for path in suite.sources(csrc):
         name, at, new_here = path.relative_to(csrc).as_posix(), 0, set()
         patterns = [one for glob, some in suite.patterns.items() if path in csrc.glob(glob) for one in some]
@@ -105,9 +105,9 @@ def find_mutants(suite: Suite, csrc: Path) -> list[Mutant]:
                     new_code = new.format(match[0], *match.groups())
                     if new_code != match[0] and (begin, end, new_code) not in new_here:
                         new_here.add((begin, end, new_code))
-                        found.append(Mutant(len(found) + 1, name, line, whole, begin, end, new_code, what))
+                        mutants.append(Mutant(len(mutants) + 1, name, line, whole, begin, end, new_code, what))
             at += len(text)
-    return found
+    return mutants
 
 
 def without_a_place(suite: Suite, csrc: Path) -> list[str]:
@@ -172,10 +172,10 @@ def as_they_are(suite: Suite, library: Path, mutants: list[Mutant]) -> dict[int,
         if wrong := suite.run(case, device):
             return f"{case}: {wrong[0]}"
         seconds[case] = time.perf_counter() - start
-        for number, found in those.items():
+        for number, cases in those.items():
             if came_by[number]:
-                found.append(case)
-    return {number: sorted(found, key=seconds.get) for number, found in those.items()}
+                cases.append(case)
+    return {number: sorted(cases, key=seconds.get) for number, cases in those.items()}
 
 
 def in_its_cases(suite: Suite, some: list, library: Path) -> str:
@@ -228,8 +228,8 @@ def judge_all(suite: Suite, mutants: list[Mutant], those: dict[int, list], judge
     """Says what betrays each in the cases that come by it; returns the survivors."""
     survivors = []
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 2))) as pool:
-        found = pool.map(lambda mutant: apart(suite, mutant.number, judge, those[mutant.number], *args), mutants)
-        for mutant, betrayal in zip(mutants, tqdm(found, judge.__name__, len(mutants)), strict=True):
+        verdicts = pool.map(lambda mutant: apart(suite, mutant.number, judge, those[mutant.number], *args), mutants)
+        for mutant, betrayal in zip(mutants, tqdm(verdicts, judge.__name__, len(mutants)), strict=True):
             if betrayal:
                 tqdm.write(f"{mutant}\n    {betrayal}")
             else:

@@ -87,9 +87,9 @@ def test_a_right_kernel_is_right_under_every_schedule(features, feature, policy)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("feature", WRONG)
 def test_a_wrong_kernel_is_found_out_under_every_schedule(features, feature, policy):
-    found = outcomes(features(), feature, policy)
-    assert len(found) == SCHEDULES
-    assert [report for report in found if not re.search(WRONG[feature], report)] == []
+    results = outcomes(features(), feature, policy)
+    assert len(results) == SCHEDULES
+    assert [report for report in results if not re.search(WRONG[feature], report)] == []
 
 
 @pytest.mark.parametrize("feature", SEEN_BY)
@@ -118,8 +118,8 @@ def test_address_sanitizer_sees_an_overrun_into_the_next_array(features):
 
 @pytest.mark.parametrize("mode", ["asan", "tsan"])
 def test_the_sanitizers_find_nothing_in_right_kernels(features, mode):
-    found = {feature: outcomes(features(mode), feature, "priority", 3) for feature in RIGHT}
-    assert found == {feature: ["right"] * 3 for feature in RIGHT}
+    results = {feature: outcomes(features(mode), feature, "priority", 3) for feature in RIGHT}
+    assert results == {feature: ["right"] * 3 for feature in RIGHT}
 
 
 @pytest.mark.parametrize(

@@ -259,16 +259,16 @@ def test_sb3_policy_is_that_of_sb3_contrib_with_fewer_calls():
 
     batch = next(stock.rollout_buffer.get(64))
     assert batch.episode_starts.sum() > 1
-    found = []
+    results = []
     for learner in (fused, stock):
         arguments = batch.actions.long().flatten(), batch.lstm_states, batch.episode_starts
         outputs = learner.policy.evaluate_actions(batch.observations, *arguments)
         parameters = list(learner.policy.parameters())
-        found.append((*outputs, *torch.autograd.grad(sum(t.square().sum() for t in outputs), parameters)))
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+        results.append((*outputs, *torch.autograd.grad(sum(t.square().sum() for t in outputs), parameters)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
     # sb3-contrib's buffer begins a new sequence at each start; a policy must not rely on that
     starts = (torch.rand(3 * 20) < 0.2).float()
     states, x = (torch.randn(1, 3, 16), torch.randn(1, 3, 16)), torch.randn(3 * 20, 4)
-    found = [m.policy._process_sequence(x, states, starts, m.policy.lstm_actor) for m in (fused, stock)]
-    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+    results = [m.policy._process_sequence(x, states, starts, m.policy.lstm_actor) for m in (fused, stock)]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-5)

@@ -76,19 +76,19 @@ def fail_each_allocation(module):
             fusedrnn.empty_cache()
             faults.fail_after(place)
             try:
-                found = attempt()
+                results = attempt()
                 ended = faults.allocations_left() > 0
             except (MemoryError, RuntimeError) as error:
-                ended, found, text = False, None, str(error)
+                ended, results, text = False, None, str(error)
                 errors += 1
                 assert not text or "alloc" in text or "memory" in text, text
             finally:
                 faults.fail_after(0)
-            for a, b in zip([found] if isinstance(found, torch.Tensor) else found or [], expected, strict=False):
+            for a, b in zip([results] if isinstance(results, torch.Tensor) else results or [], expected, strict=False):
                 assert torch.equal(a, b)
             if ended:
                 break
-            if found is None:
+            if results is None:
                 assert all(map(torch.equal, backward(forward()), expected))
         assert errors > 10, f"{errors} of {place} allocations led to an error"
         places += place - 1
@@ -117,8 +117,8 @@ def lose_cores(threads):
         def forward(layer=layer, x=x):
             return layer(x)
 
-        def backward(found, leaves=(x, *leaves)):
-            y, states = found
+        def backward(results, leaves=(x, *leaves)):
+            y, states = results
             states = states if isinstance(states, tuple) else (states,)
             grads = torch.autograd.grad([y, *states], leaves, [y, *states], retain_graph=True)
             return [t.detach().clone() for t in (y, *states, *grads)]
@@ -138,9 +138,9 @@ def lose_cores(threads):
 
                 thread = threading.Thread(target=stall)
                 thread.start()
-                found = attempt()
+                results = attempt()
                 thread.join()
-                assert all(map(torch.equal, found, expected)), (layer, victim == main)
+                assert all(map(torch.equal, results, expected)), (layer, victim == main)
     print("same")
 
 

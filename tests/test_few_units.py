@@ -15,10 +15,10 @@ ROWS = scan.MANY_ROWS
 @pytest.fixture
 def calls(monkeypatch):
     """How often PyTorch's layer is used."""
-    found = []
+    results = []
     layer = reference.torch_layer
-    monkeypatch.setattr(reference, "torch_layer", lambda *args: found.append(args) or layer(*args))
-    return found
+    monkeypatch.setattr(reference, "torch_layer", lambda *args: results.append(args) or layer(*args))
+    return results
 
 
 @only_on_cpu

@@ -345,11 +345,11 @@ def verdicts():
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True, check=True
     )
-    found = collections.defaultdict(dict)
+    actual = collections.defaultdict(dict)
     for line in done.stdout.splitlines():
         kind, place, name, verdict = line.split("\t")
-        found[kind][place, name] = verdict
-    return found
+        actual[kind][place, name] = verdict
+    return actual
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -80,12 +80,12 @@ def test_options_of_the_call_are_those_of_lengths(plain, wanted):
     padded, padded_reset = (t.to_padded_tensor(0, (4, 5, *t.shape[2:])).transpose(0, 1) for t in (x, reset))
     _, state = arguments(plain, N=1, layers=4)
     options = {"reset_state": state, "return_state_sequence": wanted}
-    found = ours(x, reset=reset, **options)
+    actual = ours(x, reset=reset, **options)
     same = ours(padded, lengths=lengths, reset=padded_reset, **options)
     behind = torch.arange(5) < lengths[:, None]
     same = [t.transpose(0, 1)[behind] if t.shape[:2] == (5, 4) else t for t in tensors(same)]
-    assert_same(results(found), same)
-    assert (x + found[0].sum(-1, keepdim=True)).shape[1] == x.shape[1]
+    assert_same(results(actual), same)
+    assert (x + actual[0].sum(-1, keepdim=True)).shape[1] == x.shape[1]
 
 
 @every_sequence

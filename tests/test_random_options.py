@@ -91,7 +91,7 @@ class Case:
         torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
         self.lstm, self.leaves = self.name == "LSTM", []
-        self.sequence_class, self.cell_class, self.own = MODULES[self.name]
+        self.sequence_class, self.cell_class, self.class_options = MODULES[self.name]
 
     def leaf(self, name, layout, *size, scale=1.0):
         return self.keep(name, self.lay_out(layout, torch.randn(size, dtype=torch.float64) * scale).detach())
@@ -121,20 +121,20 @@ class Case:
         if not pairs:
             return [torch.zeros_like(t) for t in self.leaves]
         outputs, grads = zip(*pairs, strict=True)
-        found = torch.autograd.grad(outputs, self.leaves, grads, allow_unused=True)
-        return [torch.zeros_like(t) if g is None else g for t, g in zip(self.leaves, found, strict=True)]
+        actual = torch.autograd.grad(outputs, self.leaves, grads, allow_unused=True)
+        return [torch.zeros_like(t) if g is None else g for t, g in zip(self.leaves, actual, strict=True)]
 
     def assert_agrees(self):
         with GRAD_MODES[self.grad_mode]():
-            found, wanted = self.run(), self.loops()
-        assert_same(found, wanted)
-        assert_same(self.gradients(found), self.gradients(wanted))
+            actual, wanted = self.run(), self.loops()
+        assert_same(actual, wanted)
+        assert_same(self.gradients(actual), self.gradients(wanted))
 
 
 class CellCase(Case):
     def __init__(self, drawn):
         super().__init__(drawn)
-        self.module = self.cell_class(self.I, self.H, bias=self.bias, dtype=torch.float64, **self.own)
+        self.module = self.cell_class(self.I, self.H, bias=self.bias, dtype=torch.float64, **self.class_options)
         self.lay_out_parameters()
         rows = [] if self.unbatched else [self.N]
         self.x = self.input(*rows)
@@ -173,7 +173,12 @@ class ModuleCase(Case):
                 self.reset_states.append(self.leaf(f"reset_{s}", "state", *size))
 
     def make_module(self):
-        options = {"num_layers": self.layers, "bidirectional": self.bidirectional, "bias": self.bias, **self.own}
+        options = {
+            "num_layers": self.layers,
+            "bidirectional": self.bidirectional,
+            "bias": self.bias,
+            **self.class_options,
+        }
         self.rates = {rate: p for rate, p in self.rates.items() if self.lstm or rate != "zoneout_c"}
         options |= {rate: p for rate, p in self.rates.items() if rate != "dropout"}
         if self.lstm:

@@ -68,8 +68,8 @@ def as_argument(field):
     return list(field) if isinstance(field, tuple) else field
 
 
-def outputs_of(found):
-    return [t for kind in found for t in kind if t is not None]
+def outputs_of(results):
+    return [t for kind in results for t in kind if t is not None]
 
 
 def scaled(inputs, factor):
@@ -91,8 +91,8 @@ def test_outputs_and_gradients_equal_the_reference(mode, dtype):
         leaves = inputs.differentiable()
         ours, theirs = outputs_of(scan.scan(mode, inputs, True)), outputs_of(reference.scan(mode, inputs))
         grads = [torch.randn_like(t) for t in theirs]
-        found = [torch.autograd.grad(out, leaves, grads, allow_unused=True) for out in (ours, theirs)]
-        for a, b in zip([*ours, *found[0]], [*theirs, *found[1]], strict=True):
+        results = [torch.autograd.grad(out, leaves, grads, allow_unused=True) for out in (ours, theirs)]
+        for a, b in zip([*ours, *results[0]], [*theirs, *results[1]], strict=True):
             if a is None and b is None:
                 continue
             b = torch.zeros_like(a) if b is None else b
@@ -131,8 +131,8 @@ def test_results_do_not_depend_on_the_number_of_threads(mode, name, dtype):
         out = outputs_of(scan_(mode, inputs))
         torch.manual_seed(1)
         grads = [torch.randn_like(t) for t in out]
-        found = [torch.autograd.grad(out, leaves, grads, retain_graph=True, allow_unused=True) for _ in range(times)]
-        return [[*out, *grads] for grads in found]
+        results = [torch.autograd.grad(out, leaves, grads, retain_graph=True, allow_unused=True) for _ in range(times)]
+        return [[*out, *grads] for grads in results]
 
     def run_with(threads):
         before = torch.get_num_threads()
