@@ -76,7 +76,7 @@ def prepared(shape: Shape, device: str) -> tuple[Work, dict[str, list[torch.Tens
 
 
 def compare(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> dict:
-    """One of the results."""
+    """An entry of the results."""
     work, exact = prepared(shape, args.device)
     limit = AGREEMENT["TF32" if (args.device, shape.dtype) == ("cuda", "float32") else shape.dtype]
     everyone = ("fusedrnn", *(OTHERS if args.device == "cpu" else OTHERS[:1]))
@@ -108,7 +108,7 @@ def against(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> 
 
 
 def memory(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> dict:
-    """Bytes. malloc takes large blocks from the system and gives them back at once: no free list hides them."""
+    """Bytes. malloc returns large blocks to the system at once, so that no free list hides them."""
 
     def peak(who):
         with worker(report.ROOT, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536") as ask:
@@ -118,8 +118,8 @@ def memory(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> d
 
 
 def contention(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> dict:
-    """How many times slower each becomes when every core has another process to run: the mean, as a call then takes
-    its usual time or many times as long."""
+    """The slowdown of each while every core runs another process too: the mean, since a call then takes its usual time
+    or many times as long."""
     with torch.no_grad():
         runs = {who: contender(Work(shape), who, call) for who in ("fusedrnn", "torch")}
         for run in runs.values():
@@ -133,7 +133,7 @@ def contention(shape: Shape, call: str, threads: int, args: argparse.Namespace) 
 
 
 def reset(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> dict:
-    """How many times as long a call takes with reset= as without."""
+    """The time of a call with reset= relative to one without."""
     shapes = {form: dataclasses.replace(shape, form=form) for form in ("reset", "padded")}
     runs = {form: contender(Work(s, args.device), "fusedrnn", call) for form, s in shapes.items()}
     for run in runs.values():
@@ -149,7 +149,7 @@ Item = tuple[str, Shape, str, int]  # section, shape, call, threads
 
 
 def plan(args: argparse.Namespace) -> dict[str, Item]:
-    """All that is to be measured, by name"""
+    """Everything to be measured, by name."""
     todo = plan_of_calls(args)
     if args.device == "cpu" and not args.against:
         todo += plan_of_processes(args)
@@ -166,7 +166,7 @@ def plan_of_calls(args: argparse.Namespace) -> list[Item]:
 
 
 def plan_of_processes(args: argparse.Namespace) -> list[Item]:
-    """Busy processors, and the memory of a process of its own"""
+    """Contention with busy processes, and memory, which is measured in a separate process."""
     shapes, most = {shape.name: shape for shape in SHAPES[args.device]}, args.threads[-1]
     todo = [("contention", shapes[CONTENTION], "forward", most)]
     if os.access("/proc/self/clear_refs", os.W_OK):
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     if absent := [who for who in INFERENCE if not find_spec(who)]:
         print(f"Not installed, so not compared with: {', '.join(absent)} (pip install 'fusedrnn[bench]')")
     run = {"machine": machine, "seconds": args.seconds, **{section: [] for section in SECTIONS}}
-    warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")  # a fact about torch.nn
+    warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")  # concerns torch.nn
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was measured so far is kept
     with contextlib.ExitStack() as stack:
         if args.against:

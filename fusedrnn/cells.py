@@ -27,14 +27,14 @@ def _weights(cell: nn.RNNCellBase) -> list[list[Tensor]]:
 def _input_fits(cell: nn.RNNCellBase, x: Tensor, w: Tensor) -> bool:
     if fits(x, (x.shape[0], cell.input_size), w):
         return True
-    if x.is_meta != w.is_meta:  # torch.nn's cells would multiply by what is not there
+    if x.is_meta != w.is_meta:  # torch.nn's cells would return a result without values
         raise RuntimeError(f"Expected input and parameters on one device, got {x.device} and {w.device}")
     return False
 
 
 def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, states: list[Tensor | None]) -> list[Tensor] | None:
-    """The states after one step, None where something does not fit: then torch.nn says what. Without the first state,
-    all are zero."""
+    """The states after one step; None if an argument is invalid, which torch.nn then reports. If the first state is
+    None, all are zero."""
     if not isinstance(x, Tensor) or x.dim() not in (1, 2):
         return None
     batched = x.dim() == 2
@@ -54,7 +54,7 @@ def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, states: list[Tensor | None
 
 
 def _ask_torch(cell: nn.RNNCellBase, input, hx):
-    """What torch.nn makes of arguments that do not fit: nearly always an error, with its message."""
+    """torch.nn's result for invalid arguments: nearly always its error."""
     leaf = twin.leaf(cell, input, hx, {})
     return cell.torch_class.forward(cell, input, hx) if leaf is None else leaf
 

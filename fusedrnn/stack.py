@@ -24,15 +24,15 @@ KINDS = {(bias, projection): _places(bias, projection) for bias in (False, True)
 
 
 class Options(NamedTuple):
-    """How a stack is run: what all of its layers share."""
+    """Options that all layers of a stack share."""
 
     dropout: float = 0.0  # probability with which an element between two layers becomes zero; 0 outside of training
     batch_sizes: Tensor | None = None  # this and the next two as in ScanInputs
     lengths: Tensor | None = None
     reset: Tensor | None = None
     reset_states: Sequence[Tensor] = ()  # of all layers
-    sequences: int = 0  # the number of layers, counted from the last, of which all states after every step are wanted
-    noise: Noise | None = None  # masks inside of the layers, drawn anew in every call
+    sequences: int = 0  # the number of layers, counted from the last, whose states after every step are returned
+    noise: Noise | None = None  # masks inside the layers, drawn in every call
     recompute: bool = False
 
 
@@ -40,7 +40,7 @@ PLAIN = Options()
 
 
 def _of_layer(layer: int, layers: int, directions: int, states: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The part of states of all layers that belongs to one."""
+    """The states of one layer, out of those of all layers."""
     return states if layers == 1 else [s.narrow(0, layer * directions, directions) for s in states]
 
 

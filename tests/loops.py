@@ -1,4 +1,4 @@
-"""The layers as loops over rows and steps, straight from the docstrings: what every option is compared with."""
+"""The layers as loops over rows and steps, written from the docstrings: the reference for every option."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ def step(mode, gates_x, r, h, c):
 
 
 class Layer(NamedTuple):
-    """What one layer is given. States, their masks and their zones are pairs, of h and of c."""
+    """The arguments of one layer. States, reset states and zones are pairs: of h and of c."""
 
     mode: str
     x: Tensor  # [T, N, I]
@@ -51,7 +51,7 @@ def run_row(layer, d, n, weights):
     ]
     hs, cs = {}, {}
     for t in reversed(range(length)) if d else range(length):
-        border = t + d  # going backwards, the border in front of t + 1 is crossed
+        border = t + d  # backwards, step t follows step t + 1, whose reset separates them
         if layer.reset is not None and border < length and layer.reset[border, n]:
             h, c = (s[d, n] for s in layer.reset_states)
         gates_x, r = F.linear(layer.x[t, n], w_ih, b_ih), F.linear(h * h_mask, w_hh, b_hh)
@@ -63,7 +63,7 @@ def run_row(layer, d, n, weights):
 
 
 def run_layer(layer, weights):
-    """h and c after every step [T, N, D*width], zero behind a row's end; and the list of them at all ends."""
+    """h and c after every step [T, N, D*width], zero after a row's end; and at the end of every row."""
     D, (T, N) = len(layer.states[0]), layer.x.shape[:2]
     count = len(weights) // D
     rows = [[run_row(layer, d, n, weights[d * count : (d + 1) * count]) for n in range(N)] for d in range(D)]
@@ -77,9 +77,9 @@ def run_layer(layer, weights):
 
 def run_module(module, x, states, lengths, reset, reset_states, layer_noise=None, between=lambda x: x):
     """All layers: x [T, N, I], states and reset_states (h, c) [L*D, N, .], lengths a list. layer_noise gives masks and
-    weights of a layer, between what the next layer sees of an output.
+    weights of a layer, between the input of the next layer from an output.
 
-    Returns output, h_n, c_n, and for each layer (h, c) after every step; what is behind a row's end is zero.
+    Returns output, h_n, c_n, and for each layer (h, c) after every step; zero after a row's end.
     """
     D, sequences, last = 1 + module.bidirectional, [], []
     for layer in range(module.num_layers):

@@ -57,7 +57,7 @@ inline bool mutant(int number) {{
 @dataclass(frozen=True)
 class Suite:
     name: str
-    # by files of csrc, as a glob: a statement or an expression, what comes in its place, what that means
+    # by glob of csrc: a pattern of a statement or an expression, its replacement, a description
     patterns: dict[str, list[tuple[str, str, str]]]
     equivalent: list[tuple[str, str]]  # part of the description of mutants that nothing can tell from the kernels; why
     cases: list
@@ -69,7 +69,7 @@ class Suite:
     seconds: int  # for one mutant
     prepare: Callable[[object], object] = lambda case: None  # once for all mutants
     left_out: str = r"(?!)"  # lines without mutants
-    smaller: list[tuple[str, str]] = field(default_factory=list)  # what else is changed, so that cases may be small
+    smaller: list[tuple[str, str]] = field(default_factory=list)  # other replacements, so that cases can be small
 
     def sources(self, csrc: Path) -> list[Path]:
         return sorted({path for glob in self.patterns for path in csrc.glob(glob)})
@@ -111,7 +111,7 @@ def find_mutants(suite: Suite, csrc: Path) -> list[Mutant]:
 
 
 def without_a_place(suite: Suite, csrc: Path) -> list[str]:
-    """Patterns that find nothing any more."""
+    """Patterns that no longer match anything."""
     stale = {pattern for some in suite.patterns.values() for pattern, *_ in some}
     for path in suite.sources(csrc):
         lines = [re.sub(r"//.*", "", text) for text in path.read_text().splitlines()]
@@ -163,7 +163,7 @@ def make_smaller(suite: Suite, csrc: Path) -> None:
 
 
 def as_they_are(suite: Suite, library: Path, mutants: list[Mutant]) -> dict[int, list] | str:
-    """The cases that come by each mutant, the quickest first; or what is wrong with the kernels."""
+    """The cases that execute each mutant, the fastest first; or what is wrong with the kernels."""
     device, those, seconds = suite.open(library), {m.number: [] for m in mutants}, {}
     came_by = (ctypes.c_bool * (len(mutants) + 1)).in_dll(device.library, "came_by")
     for case in tqdm(suite.cases, as_they_are.__name__):
@@ -179,7 +179,7 @@ def as_they_are(suite: Suite, library: Path, mutants: list[Mutant]) -> dict[int,
 
 
 def in_its_cases(suite: Suite, some: list, library: Path) -> str:
-    """What betrays the active mutant, or "" if nothing does."""
+    """How the active mutant was detected, or ""."""
     device = suite.open(library)
     for case in some:
         if wrong := suite.run(case, device):
@@ -204,7 +204,7 @@ def under_sanitizers(suite: Suite, some: list, library: Path, replays: list[list
 
 
 def apart(suite: Suite, number: int, judge, *args):
-    """What judge(suite, *args) says of a mutant in a process of its own, where kernels may crash."""
+    """The result of judge(suite, *args) for a mutant in a separate process, since kernels may crash."""
     receive, send = FORK.Pipe(duplex=False)
 
     def work():
@@ -225,7 +225,7 @@ def apart(suite: Suite, number: int, judge, *args):
 
 
 def judge_all(suite: Suite, mutants: list[Mutant], those: dict[int, list], judge, *args) -> list[Mutant]:
-    """Says what betrays each in the cases that come by it; returns the survivors."""
+    """Prints how each is detected in the cases that execute it; returns the survivors."""
     survivors = []
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 2))) as pool:
         verdicts = pool.map(lambda mutant: apart(suite, mutant.number, judge, those[mutant.number], *args), mutants)
@@ -283,7 +283,7 @@ def main() -> int:
     parser.add_argument("--suite", choices=SUITES, action="append", help="only this one")
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # processes that are forked must find no threads
+    torch.set_num_threads(1)  # no threads may exist when processes are forked
     unknown = 0
     for name in arguments.suite or SUITES:
         suite = importlib.import_module(f"{name}.mutants").SUITE
@@ -293,7 +293,7 @@ def main() -> int:
             print(*mutants, sep="\n")
             continue
         for pattern in without_a_place(suite, CSRC):
-            print(f"{suite.name}: nothing is found any more by {pattern}")
+            print(f"{suite.name}: no longer matches anything: {pattern}")
             unknown += 1
         if mutants:
             unknown += judge_suite(suite, everything, mutants)

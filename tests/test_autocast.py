@@ -1,4 +1,4 @@
-"""The modules under autocast: dtypes, values, accuracy, and what is cast how often."""
+"""The modules under autocast: dtypes, values, accuracy, and the number of conversions."""
 
 import itertools
 
@@ -53,7 +53,7 @@ def arguments_in(form, plain, options, x_dtype, h_dtype):
 def test_the_dtypes_of_torch(plain, form, dtype):
     for options in options_of(plain):
         for x_dtype, h_dtype in itertools.product([torch.float32, dtype], [None, torch.float32, dtype]):
-            # oneDNN's LSTM takes what is padded: all is narrow, if x is float32 or the processor has the instructions.
+            # oneDNN runs a padded LSTM: all dtypes are narrow if x is float32 or the processor supports the narrow one.
             by_onednn = plain is nn.LSTM and form != "packed" and "proj_size" not in options
             if by_onednn and (x_dtype, h_dtype) == (dtype, torch.float32):
                 continue

@@ -1,4 +1,4 @@
-"""What does not fit is refused in the words of torch.nn."""
+"""Invalid arguments raise the errors of torch.nn."""
 
 import re
 
@@ -15,7 +15,7 @@ every_info = pytest.mark.parametrize("info", INFOS, ids=lambda i: i.module_cls._
 
 
 def nameless(results):
-    """An error without the name of the class whose constructor Python speaks of."""
+    """An error without the class name in Python's message about a constructor."""
     if not isinstance(results[0], type):
         return results
     return results[0], re.sub(r"\w+(?=\.__init__\(\))", "", results[1])

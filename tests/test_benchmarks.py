@@ -1,4 +1,4 @@
-"""The benchmark without its clock: its shapes can be built, everybody computes the same, and what it says follows."""
+"""The benchmark without its clock: shapes can be built, contenders agree, and reports follow from the results."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What tools that count operations and profile see of a layer."""
+"""FLOP counters and profilers on a layer."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU: every tier against the reference, modules against torch.nn, and what only a GPU has."""
+"""The CUDA kernels on a GPU: every tier against the reference, modules against torch.nn, and GPU-only features."""
 
 import os
 

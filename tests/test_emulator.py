@@ -1,4 +1,4 @@
-"""The emulator that runs CUDA kernels on the CPU: right kernels pass under every schedule, wrong ones are found out."""
+"""The emulator that runs CUDA kernels on the CPU: correct kernels pass every schedule, faulty ones are detected."""
 
 import os
 import re
@@ -19,7 +19,7 @@ RIGHT = [
     "mma_float16", "mma_tf32", "within_bounds", "matrix_without_conflicts",
 ]  # fmt: skip
 
-# what is reported under every schedule
+# reported under every schedule
 WRONG = {
     "block_barrier_missing": "wrong",
     "warp_barrier_missing": "wrong",
@@ -44,7 +44,7 @@ WRONG = {
     "refuse_cluster_on_sm_80": "clusters of 2",
 }
 
-# what only some policies find: why there are several
+# reported under some policies only, which is why there are several
 SEEN_BY = {
     "flags_without_cooperation": ("deadlock", ["random", "priority"]),
     "grid_barrier_without_cooperation": ("without a cooperative launch", ["random", "priority"]),
@@ -61,7 +61,7 @@ def features():
 
 
 def outcomes(program: Path, feature: str, policy: str, schedules: int = SCHEDULES) -> list[str]:
-    """One a schedule; where a sanitizer or the watchdog ends the program, what it says."""
+    """One per schedule: the report, or the message of the sanitizer or watchdog that ended the program."""
     done = subprocess.run(
         [program, feature, str(POLICIES.index(policy)), str(schedules)],
         capture_output=True,

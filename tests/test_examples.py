@@ -59,7 +59,7 @@ def test_char_lm_stopped_by_ctrl_c_and_resumed_is_char_lm_uninterrupted(text, tm
 
     many = ["--steps", "1000000"]
     process = run("stopped", *many, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    watchdog = threading.Timer(120, process.kill)  # its ends of the pipes close, and whoever reads goes on
+    watchdog = threading.Timer(120, process.kill)  # closes its pipes, so that reading from them returns
     watchdog.daemon = True
     watchdog.start()
     said = process.stdout.readline() + process.stdout.readline()  # the training begins

@@ -34,7 +34,7 @@ def preloaded(tmp_path_factory):
 
 
 def run_alone(environment, name, *arguments):
-    """Runs a function of this file in a process of its own and returns what it prints."""
+    """Runs a function of this file in a separate process and returns its output."""
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(fusedrnn.__file__).parents[1]), *sys.path])
     command = [sys.executable, __file__, name, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
@@ -101,7 +101,7 @@ def test_an_allocation_that_fails_is_one_error(threads, preloaded):
 
 
 def lose_cores(threads):
-    """A member of a team stands still in the midst of a pass; its team is given up, and the results are the same."""
+    """A thread of the team stops in the middle of a pass: the team is abandoned, and the results are the same."""
     torch.manual_seed(0)
     faults, main, threads = ctypes.CDLL(None), threading.get_native_id(), int(threads)
     faults.stall_on(signal.SIGUSR1)
@@ -151,7 +151,7 @@ def test_results_are_the_same_where_a_thread_lost_its_core(threads, preloaded):
 
 
 def call_while_memory_is_freed():
-    """What other threads and a forked process find while one thread gives the memory of gone tensors back."""
+    """Other threads and a forked process allocate while one thread releases the memory of freed tensors."""
     torch.set_num_threads(1)
     faults, layer, x = ctypes.CDLL(None), fusedrnn.FusedRNN(1, 64), torch.ones(64, 128, 1)
 

@@ -1,4 +1,4 @@
-"""Layers of few units and many rows are PyTorch's own operations, with everything that a layer of ours has."""
+"""Layers of few units and many rows run PyTorch's operations, with all features of the package's layers."""
 
 import pytest
 import torch

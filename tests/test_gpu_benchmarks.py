@@ -1,4 +1,4 @@
-"""What a GPU is for can be rehearsed without one: .ci/gpu with a python that does nothing, and benchmarks on a CPU."""
+"""A rehearsal of the GPU runs without one: .ci/gpu with a dummy python, and the GPU benchmarks on a CPU."""
 
 import os
 import subprocess

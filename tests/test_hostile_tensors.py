@@ -1,4 +1,4 @@
-"""Tensors that are not what they seem, in every place: what torch.nn computes is computed, and the rest is an error.
+"""Unusual tensors as every argument: what torch.nn computes is computed, everything else is an error.
 
 A crash or a hang is a failure like others: cases run in processes forked from one that has imported torch, those of a
 kind and class together, or each in its own with ``python tests/test_hostile_tensors.py --apart [kind ...]``.
@@ -108,7 +108,7 @@ def negated(t):
 
 
 LATE = "freed between forward and backward"
-KINDS = {  # what is done to a plain tensor
+KINDS = {  # how it is made from a plain tensor
     "wrapper": lambda t: Wrapper(doubled(t)),
     "subclass with operations": lambda t: doubled(t).as_subclass(Halved),
     "subclass": lambda t: t.as_subclass(Named),
@@ -133,7 +133,7 @@ KINDS = {  # what is done to a plain tensor
     "copied when written": torch._lazy_clone,
 }
 SINGLE = {"mkldnn", "quantised"}  # of float32 only
-# What is computed in every place; torch.nn does so but for inner errors where zero and functional tensors meet others.
+# Computed in every place; as in torch.nn, apart from internal errors for zero and functional tensors beside others.
 COMPUTED = {
     "wrapper",
     "subclass",
@@ -144,9 +144,9 @@ COMPUTED = {
     "part of a conjugated",
     "copied when written",
 }
-# Refused in every place. torch.nn may crash or read what is not there, and runs nested input of equal lengths.
+# An error in every place. torch.nn may crash or read out of bounds, and runs nested input of equal lengths.
 REFUSED = {"without memory", "with too little memory", LATE, "nested", "jagged", "quantised", "mkldnn"}
-# Computed, or refused as what autograd cannot keep. torch.nn keeps fewer of the parameters.
+# Computed, or an error since autograd cannot save it. torch.nn saves fewer of the parameters.
 EITHER = {"inference"}
 # For all others torch.nn is asked: autograd for one takes memory of gradients as it is, whatever their class.
 
@@ -171,7 +171,7 @@ def cases():
 
 
 class Given:
-    """Makes tensors, and what `change` makes of those whose place is wanted."""
+    """Makes tensors, and applies `change` to the one in `place`."""
 
     def __init__(self, change, place, dtype):
         self.change, self.place, self.dtype = change, place, dtype
@@ -208,7 +208,7 @@ class Given:
 
 
 def call(module, plain, change, place, dtype):
-    """Outputs and gradients, where ``change`` makes what is in ``place``."""
+    """Outputs and gradients, with ``change`` applied to the tensor in ``place``."""
     cell, lstm = "Cell" in plain.__name__, "LSTM" in plain.__name__
     torch.manual_seed(1)
     given = Given(change, place, dtype)
@@ -229,7 +229,7 @@ def call(module, plain, change, place, dtype):
 
 
 def values(results):
-    """Plain tensors, or what a tensor without values is."""
+    """Plain tensors, or the type and shape of a tensor without values."""
 
     def value(t):
         if type(t).__name__ == "FakeTensor" or t.is_meta:
@@ -281,7 +281,7 @@ def may_be_refused(kind, place):
 
 
 def judge(kind, place, name):
-    """ "same", "refused" or "cannot be made", and else what is wrong."""
+    """ "same", "refused" or "cannot be made", otherwise what is wrong."""
     plain, change = getattr(nn, name), KINDS[kind]
     dtype = torch.float32 if kind in SINGLE else torch.float64
     if not can_be_made(change, place, dtype):
@@ -310,7 +310,7 @@ def judge(kind, place, name):
 
 
 def run(group):
-    """Judges the cases in a process of their own, and prints what is said of each."""
+    """Judges the cases in a separate process and prints each verdict."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -329,7 +329,7 @@ def run(group):
 
 def run_all(apart, kinds):
     torch.set_num_threads(1)
-    with torch.no_grad():  # what PyTorch imports when it is first needed, once for all
+    with torch.no_grad():  # triggers the lazy imports of PyTorch before the process forks
         judge("subclass", "input", "LSTM")
     chosen = [case for case in cases() if not kinds or case[0] in kinds]
     for _, group in itertools.groupby(chosen, key=(lambda case: case) if apart else (lambda case: case[::2])):

@@ -1,4 +1,4 @@
-"""Nested tensors of layout torch.jagged: each row is what torch.nn makes of it alone, and comes back nested."""
+"""Nested tensors of layout torch.jagged: each row as torch.nn computes it alone, and nested output."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_each_row_is_what_torch_makes_of_it(plain, options, given):
 
 
 def row_by_row(module, rows, states, given, width):
-    """What torch.nn's module makes of the rows, one after the other"""
+    """The results of torch.nn's module for the rows, one after the other."""
     lstm, batch_dim = isinstance(module, nn.LSTM), 0 if module.batch_first else 1
     outputs, finals = [], []
     for n, row in enumerate(rows):

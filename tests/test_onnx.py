@@ -1,4 +1,4 @@
-"""torch.onnx.export gives standard nodes, and ONNX Runtime the same numbers with other sizes than those exported."""
+"""torch.onnx.export writes standard nodes, and ONNX Runtime computes the same for other sizes than those exported."""
 
 import io
 import logging

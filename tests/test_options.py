@@ -74,7 +74,7 @@ class Case:
         )()
 
     def alone(self, s):
-        """A state without the rows of a batch where there is none."""
+        """A state, without N where the input is unbatched."""
         return s.squeeze(1) if self.form == "unbatched" else s
 
     def hx(self, h, c):
@@ -175,7 +175,7 @@ def noise_of(name, rates, training):
 
 
 def masks(noise, x, states, weights):
-    """What noise makes of a layer: h_mask, zones of h and c, and the weights."""
+    """The noise of a layer: h_mask, zones of h and c, and the weights."""
     count = len(weights) // states[0].size(0)
     made = noise.apply(ScanInputs(x, states, weights[::count], weights[1::count]))
     weights = [made.w_hh[i // count] if i % count == 1 else w for i, w in enumerate(weights)]

@@ -39,7 +39,7 @@ LAYOUTS = {
     "shifted": lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape),
     "expanded": lambda t: t[:1].expand(t.shape) if t.dim() else t,
 }
-BROADCAST = {  # sizes of reset_state that stand for [planes, N, width]
+BROADCAST = {  # sizes of reset_state that broadcast to [planes, N, width]
     "full": lambda planes, N, width: (planes, N, width),
     "rows": lambda planes, N, width: (planes, 1, width),
     "planes": lambda planes, N, width: (1, N, width),
@@ -84,7 +84,7 @@ OF_A_MODULE = {
 
 
 class Case:
-    """What was drawn, as attributes, and the tensors that a caller has."""
+    """The drawn options, as attributes, and the tensors of the call."""
 
     def __init__(self, drawn):
         self.__dict__ |= drawn
@@ -97,7 +97,7 @@ class Case:
         return self.keep(name, self.lay_out(layout, torch.randn(size, dtype=torch.float64) * scale).detach())
 
     def input(self, *sequence):
-        """Too small to saturate a unit: where tanh is 1 - 1e-4, its derivative is off by 1e-12, whoever made it."""
+        """Too small to saturate a unit: where tanh is 1 - 1e-4, its derivative is off by 1e-12 in both."""
         return self.leaf("x", "x", *sequence, self.I, scale=self.I**-0.5)
 
     def keep(self, name, t):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("device")
 
 
 class Sizes(NamedTuple):
-    """Of a layer. A packed batch tells T and N, a layer without projection P."""
+    """Of a layer. A packed batch determines T and N; without a projection P is None."""
 
     D: int = 1
     T: int | None = None
@@ -246,7 +246,7 @@ def test_activations_are_monotone(name, dtype, pytestconfig):
             y, exact = activation(name, x), getattr(x.double(), name)()
             assert (y.diff() * x[0].sign() >= 0).all()
             assert ((y.double() - exact).abs() <= bound(x, exact))[x.abs() <= 85].all()
-    points = [k * math.log(2) / 4 for k in range(1, 520)]  # where exp(x) and exp(-2 x) are split anew
+    points = [k * math.log(2) / 4 for k in range(1, 520)]  # where the range reduction of exp(x) and exp(-2 x) changes
     points += [2.0**k * m for k in range(-9, 7) for m in (0.6, 0.8, 1)]
     around = torch.arange(-500, 501, dtype=bits)
     positive = (torch.tensor(points, dtype=dtype).view(bits).unsqueeze(1) + around).view(dtype)
@@ -311,7 +311,7 @@ MANY_ROWS = [
 
 @pytest.mark.parametrize("mode, batch", [*itertools.product(["LSTM", "GRU"], MANY_ROWS), ("LSTM", {"P": 5})])
 def test_gradients_of_more_rows_than_the_kernels_hand_out_at_a_time(mode, batch):
-    """No row at a border is lost or taken twice, and no sum begins anew."""
+    """No row at a chunk boundary is lost or counted twice, and no sum is restarted."""
     options = {"D": 2, "T": 300, "N": 4, "I": 3, "H": 6, **batch}
     inputs = scaled(make_layer(mode, torch.float64, **options), (6 / options["H"]) ** 0.5)
 
@@ -325,6 +325,6 @@ def test_gradients_of_more_rows_than_the_kernels_hand_out_at_a_time(mode, batch)
     exact = run(reference.scan, torch.float64)
     for a, b in zip(run(scan.scan, torch.float64), exact, strict=True):
         assert distance(a, b) <= SAME[torch.float64]
-    if mode == "LSTM":  # a GRU of such weights makes much of what rounding h does
+    if mode == "LSTM":  # a GRU with such weights amplifies the rounding of h
         for a, b in zip(run(scan.scan, torch.bfloat16), exact, strict=True):
             assert distance(a, b) <= IN_A_16_BIT_TYPE["bfloat16"]

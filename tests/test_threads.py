@@ -1,4 +1,4 @@
-"""Calls from many threads, from within a team of PyTorch's own, with other numbers of threads, and after a fork."""
+"""Calls from many threads, from within a parallel region of PyTorch, with other numbers of threads, after a fork."""
 
 import ctypes
 import itertools
@@ -38,7 +38,7 @@ def same(actual, expected):
 
 
 def run_in_threads(works, seconds=120):
-    """Runs each in a thread of its own, all at once, and returns what they found to be wrong."""
+    """Runs each in its own thread, all at once, and returns the errors that they report."""
     wrong, start = [], threading.Barrier(len(works))
 
     def run(work):
@@ -62,7 +62,7 @@ def test_calls_of_many_threads_at_once_give_the_bits_of_one():
     wanted = [run() for run in runs]
 
     def work(first):
-        torch.set_num_threads(2)  # which is each thread's own affair
+        torch.set_num_threads(2)  # a setting of each thread
         for i in range(12):
             k = (first + i) % len(runs)
             assert same(runs[k](), wanted[k])

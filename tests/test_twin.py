@@ -1,4 +1,4 @@
-"""What TorchScript and torch.fx get in place of a fused module; see also the clients of test_clients.py."""
+"""The counterpart that TorchScript and torch.fx get for a fused module; see also test_clients.py."""
 
 import pytest
 import torch

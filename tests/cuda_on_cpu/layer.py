@@ -61,7 +61,7 @@ class EmulatorError(RuntimeError):
 
 
 class Device:
-    """The kernels in a library that :mod:`build` made, on a device that can be of any size."""
+    """The kernels in a library that :mod:`build` made, on an emulated device of any size."""
 
     def __init__(self, library: Path):
         self.library = ctypes.CDLL(str(library))
@@ -111,7 +111,7 @@ class Call:
     sizes: list[int]  # T, N, R, I, H, P, D
     arrays: dict[str, Tensor]
     results: list[str] = field(default_factory=list)
-    gates_x: Tensor | None = None  # of a forward pass: what saved values came in the place of
+    gates_x: Tensor | None = None  # of a forward pass, which overwrites it with the saved values
     plan: str = ""
 
     def fresh(self) -> Call:
@@ -160,7 +160,7 @@ class Call:
         return replace(self, arrays=self.arrays | results)
 
     def changed(self, other: Call) -> list[str]:
-        """Names of results whose bits are not the other's."""
+        """Names of results that are not bitwise equal to the other's."""
         bits = [[call.arrays[name].view(torch.uint8) for name in self.results] for call in (self, other)]
         return [name for name, a, b in zip(self.results, *bits, strict=True) if not torch.equal(a, b)]
 
@@ -197,7 +197,7 @@ def inputs(mode: str, given: dict[str, Tensor]) -> tuple[list[int], dict[str, Te
 
 
 def outputs(mode: str, x: Tensor, sizes: list[int], every_step: bool = True) -> dict[str, Tensor]:
-    """Arrays for the results of a forward pass but for what it saves, full of NaN."""
+    """Arrays for the results of a forward pass except the saved values, filled with NaN."""
     _, N, _, _, H, P, D = sizes
     results = {}
     for state in states_of(mode):
@@ -209,7 +209,7 @@ def outputs(mode: str, x: Tensor, sizes: list[int], every_step: bool = True) -> 
 
 
 class Layer:
-    """Does what csrc/torch/cuda.cpp does. Keeps its calls, so that they can be made again under other schedules."""
+    """Does what csrc/torch/cuda.cpp does. Records its calls, so that they can be repeated under other schedules."""
 
     def __init__(self, device: Device, mode: str, given: dict[str, Tensor], tier: str = "", tf32: bool = False):
         self.device, self.mode, self.tier, self.tf32 = device, mode, tier, tf32

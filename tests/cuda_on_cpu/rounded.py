@@ -15,7 +15,7 @@ from .layer import CELLS, Call, Device, states_of, steps_of
 
 
 def operand(x: Tensor, tf32: bool) -> Tensor:
-    """What tensor cores multiply, in float64."""
+    """An operand as tensor cores round it, in float64."""
     if tf32:
         bits = x.float().contiguous().view(torch.int32)
         x = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
@@ -67,7 +67,7 @@ class Check:
         return torch.ones(n, 1, dtype=torch.bool) if lengths is None else (t < lengths[:n]).unsqueeze(1)
 
     def reset_before(self, t: int, d: int) -> Tensor:
-        """Rows [n, 1] whose states are replaced before step t; in direction 1 the mask of step t + 1 tells."""
+        """Rows [n, 1] whose states are replaced before step t; in direction 1 by the mask of step t + 1."""
         rows, border = torch.zeros(self.sizes[t], 1, dtype=torch.bool), t + d
         if "reset" in self.a and border < self.T:
             reset = self.a["reset"].flatten()[self.rows(border)].unsqueeze(1) & self.alive(border)
@@ -85,13 +85,13 @@ class Check:
         return h if mask is None else (h * mask[d, : h.size(0)].double()).to(self.call.dtype).double()
 
     def share_kept(self, state: str, t: int, d: int) -> Tensor | float:
-        """What zoneout keeps of a state in a step."""
+        """The fraction of a state that zoneout keeps in a step."""
         if f"zone_{state}" in self.a:
             return self.stored(f"zone_{state}", d)[self.rows(t)].double()
         return self.a[f"share_{state}"].item() if f"share_{state}" in self.a else 0.0
 
     def states_before(self, d: int) -> tuple[list[list[Tensor]], Tensor]:
-        """By step and state: [n, width] as the kernel took it, from what it stored; and h at the end."""
+        """By step and state: [n, width] as the kernel read it, from what it stored; and h at the end."""
         now = {state: self.a[f"{state}0"][d].double() for state in self.states}
         before = [None] * self.T
         for t in self.order(d):
@@ -178,7 +178,7 @@ class Check:
         self.near_states(d, {f"dreset_{state}": value for state, value in dresets.items()})
 
     def split_by_zoneout(self, ds: dict[str, Tensor], t: int, d: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Gradients of the states after step t: what goes through the cell, and what zoneout leads past it."""
+        """Gradients of the states after step t: the part through the cell, and the part around it by zoneout."""
         steps, past = [], []
         for state in self.states:
             name = f"d{steps_of(state)}"
