@@ -6,7 +6,7 @@ from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .convert import convert, to_torch
 from .modules import FusedGRU, FusedLSTM, FusedRNN
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "FusedGRU",
