@@ -151,6 +151,6 @@ def label(axes, title: str, x: str, y: str) -> None:
 def heat_map(axes, values: Tensor, title: str, x: tuple[str, Iterable[str]], y: tuple[str, Iterable[str]]) -> None:
     """values [y, x], from 0 to 1; x and y: the name of the axis, and of each place on it"""
     axes.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axes.set_xticks(range(values.shape[1]), x[1])
+    axes.set_xticks(range(values.shape[1]), x[1], rotation=0 if max(map(len, x[1])) == 1 else 20)
     axes.set_yticks(range(values.shape[0]), y[1])
     axes.set(title=title, xlabel=x[0], ylabel=y[0])
