@@ -57,10 +57,12 @@ docs: build .venv/.docs ## the documentation as HTML, in build/docs; a warning i
 	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
 	@echo 'Documentation: build/docs/index.html'
 
-lint: .venv/.lint ## ruff, clang-format and mypy on a user's script, changing nothing
+lint: .venv/.lint ## ruff, clang-format, lizard and mypy on a user's script, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(RUN_ALONE) benchmarks/roofline.cpp
+	$(BIN)/lizard -w -W whitelizer.txt -l cpp -l python --length 60 --CCN 15 --arguments 8 \
+	  csrc fusedrnn benchmarks examples tests setup.py
 	$(BIN)/mypy
 
 asan: build ## the tests of scan under AddressSanitizer and UBSan, in build/asan

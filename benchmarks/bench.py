@@ -76,7 +76,7 @@ def prepared(shape: Shape, device: str) -> tuple[Work, dict[str, list[torch.Tens
 
 
 def compare(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> dict:
-    """One of the results."""
+    """An entry of the results."""
     work, exact = prepared(shape, args.device)
     limit = AGREEMENT["TF32" if (args.device, shape.dtype) == ("cuda", "float32") else shape.dtype]
     everyone = ("fusedrnn", *(OTHERS if args.device == "cpu" else OTHERS[:1]))
@@ -103,12 +103,12 @@ def against(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> 
     for ask in args.workers.values():
         ask("prepare", shape.name, call, threads)
     samples = timing.alternate(runs, args.seconds, lambda run, count: run(count), least=6, shortest=0.03)
-    found = {which: timing.quartiles([1e3 * s for s in taken]) for which, taken in samples.items()}
-    return found | {"ratio": timing.quartiles([b / a for a, b in zip(samples["old"], samples["new"], strict=True)])}
+    results = {which: timing.quartiles([1e3 * s for s in taken]) for which, taken in samples.items()}
+    return results | {"ratio": timing.quartiles([b / a for a, b in zip(samples["old"], samples["new"], strict=True)])}
 
 
 def memory(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> dict:
-    """Bytes. malloc takes large blocks from the system and gives them back at once: no free list hides them."""
+    """Bytes. malloc returns large blocks to the system at once, so that no free list hides them."""
 
     def peak(who):
         with worker(report.ROOT, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536") as ask:
@@ -118,8 +118,8 @@ def memory(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> d
 
 
 def contention(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> dict:
-    """How many times slower each becomes when every core has another process to run: the mean, as a call then takes
-    its usual time or many times as long."""
+    """The slowdown of each while every core runs another process too: the mean, since a call then takes its usual time
+    or many times as long."""
     with torch.no_grad():
         runs = {who: contender(Work(shape), who, call) for who in ("fusedrnn", "torch")}
         for run in runs.values():
@@ -133,7 +133,7 @@ def contention(shape: Shape, call: str, threads: int, args: argparse.Namespace) 
 
 
 def reset(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> dict:
-    """How many times as long a call takes with reset= as without."""
+    """The time of a call with reset= relative to one without."""
     shapes = {form: dataclasses.replace(shape, form=form) for form in ("reset", "padded")}
     runs = {form: contender(Work(s, args.device), "fusedrnn", call) for form, s in shapes.items()}
     for run in runs.values():
@@ -145,21 +145,39 @@ def reset(shape: Shape, call: str, threads: int, args: argparse.Namespace) -> di
 SECTIONS = {"results": compare, "against": against, "reset": reset, "contention": contention, "memory": memory}
 
 
-def plan(args: argparse.Namespace) -> dict[str, tuple[str, Shape, str, int]]:
-    """(section, shape, call, threads) of all that is to be measured, by name."""
-    every, most = {shape.name: shape for shape in SHAPES[args.device]}, args.threads[-1]
-    shapes = [shape for shape in every.values() if shape.quick or not args.quick]
+Item = tuple[str, Shape, str, int]  # section, shape, call, threads
+
+
+def plan(args: argparse.Namespace) -> dict[str, Item]:
+    """Everything to be measured, by name."""
+    todo = plan_of_calls(args)
+    if args.device == "cpu" and not args.against:
+        todo += plan_of_processes(args)
+    names = {name_of(item): item for item in todo}
+    return {name: item for name, item in names.items() if args.only.search(name) or args.only.search(item[1].source)}
+
+
+def plan_of_calls(args: argparse.Namespace) -> list[Item]:
+    shapes = [shape for shape in SHAPES[args.device] if shape.quick or not args.quick]
     section = "against" if args.against else "results"
     todo = [(section, shape, call, n) for shape in shapes for n in args.threads for call in shape.calls]
-    if not args.against:
-        todo += [("reset", s, "training", n) for s in shapes if s.form == "reset" for n in args.threads]
-    if not args.against and args.device == "cpu":
-        todo.append(("contention", every[CONTENTION], "forward", most))
-        if os.access("/proc/self/clear_refs", os.W_OK):
-            todo += [("memory", every[m], c, most) for m in MEMORY[: 1 if args.quick else 2] for c in every[m].calls]
-    prefixes = {section: f"{section}/" for section in ("reset", "contention", "memory")}
-    named = {f"{prefixes.get(item[0], '')}{item[1].name}/{item[2]}/{item[3]}": item for item in todo}
-    return {name: item for name, item in named.items() if args.only.search(name) or args.only.search(item[1].source)}
+    resets = [s for s in shapes if s.form == "reset" and not args.against]
+    return todo + [("reset", s, "training", n) for s in resets for n in args.threads]
+
+
+def plan_of_processes(args: argparse.Namespace) -> list[Item]:
+    """Contention with busy processes, and memory, which is measured in a separate process."""
+    shapes, most = {shape.name: shape for shape in SHAPES[args.device]}, args.threads[-1]
+    todo = [("contention", shapes[CONTENTION], "forward", most)]
+    if os.access("/proc/self/clear_refs", os.W_OK):
+        todo += [("memory", shapes[m], c, most) for m in MEMORY[: 1 if args.quick else 2] for c in shapes[m].calls]
+    return todo
+
+
+def name_of(item: Item) -> str:
+    section, shape, call, threads = item
+    prefix = f"{section}/" if section in ("reset", "contention", "memory") else ""
+    return f"{prefix}{shape.name}/{call}/{threads}"
 
 
 def execute(todo: dict, args: argparse.Namespace, run: dict) -> int:
@@ -198,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     if absent := [who for who in INFERENCE if not find_spec(who)]:
         print(f"Not installed, so not compared with: {', '.join(absent)} (pip install 'fusedrnn[bench]')")
     run = {"machine": machine, "seconds": args.seconds, **{section: [] for section in SECTIONS}}
-    warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")  # a fact about torch.nn
+    warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")  # concerns torch.nn
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was measured so far is kept
     with contextlib.ExitStack() as stack:
         if args.against:

@@ -57,7 +57,7 @@ class Work:
 
 
 def contender(work: Work, who: str, call: str, threads: int = 1) -> Callable | None:
-    """The function to time, or None where ``who`` cannot do that."""
+    """The function to time, or None if ``who`` does not support the shape."""
     shape = work.shape
     if who in INFERENCE:
         standard = shape.form in ("padded", "step") and not shape.proj and not shape.is_cell_module
@@ -106,7 +106,7 @@ def _fusedrnn(work: Work) -> Callable:
 
 
 def _torch(work: Work) -> Callable:
-    """The usual way with torch.nn: one call where that is possible."""
+    """The usual code with torch.nn: one call where possible."""
     module, hx, lengths, T = work.torch_module, work.hx, work.lengths, work.shape.T
 
     def pack_and_pad(x):

@@ -42,6 +42,29 @@ def peak(axes, x: int, result: dict) -> None:
         axes.scatter(x, share, s=32, color=COLOURS[who], zorder=2)
 
 
+def axes_of_speedups(axes) -> None:
+    axes.scatter([0, 0], [0.5, 2], s=0)  # this range is always visible
+    axes.set(yscale="log", yticks=[0.1, 0.3, 1, 3, 10, 30, 100])
+    axes.minorticks_off()
+    axes.margins(y=0.2)
+    axes.yaxis.set_major_formatter("{x:g}×")
+
+
+def axes_of_peaks(axes) -> None:
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_ylim(bottom=0)
+
+
+def contenders_of(results: list[dict]) -> list[str]:
+    present = {who for r in results for who in r["contenders"]}
+    return [name for name in NAMES if name in present]
+
+
+def legend(figure, names: list[str]) -> None:
+    handles = [Patch(color=COLOURS[name], label=NAMES.get(name, name)) for name in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(names))
+
+
 def figure_of(results: list[dict], draw, title: str):
     """A row of panels for each cell and dtype of the grid: forward on the left, forward+backward on the right."""
     panels = list(dict.fromkeys((r["shape"]["cell"], r["shape"]["dtype"]) for r in results))
@@ -53,24 +76,14 @@ def figure_of(results: list[dict], draw, title: str):
             for r in results:
                 if (r["shape"]["cell"], r["shape"]["dtype"], r["call"]) == (cell, dtype, call):
                     draw(axes, sizes.index(tuple(r["shape"][n] for n in "TNH")), r)
-            if draw is speedup:
-                axes.scatter([0, 0], [0.5, 2], s=0)  # this range is always visible
-                axes.set(yscale="log", yticks=[0.1, 0.3, 1, 3, 10, 30, 100])
-                axes.minorticks_off()
-                axes.margins(y=0.2)
-            axes.yaxis.set_major_formatter("{x:g}×" if draw is speedup else PercentFormatter(1))
             axes.axhline(1, color="black", lw=1)
-            if draw is peak:
-                axes.set_ylim(bottom=0)
+            axes_of_speedups(axes) if draw is speedup else axes_of_peaks(axes)
             axes.set_title(f"{cell} {SHORT[dtype]}, {CALLS[call]}", fontsize=9)
             axes.set_xticks(range(len(sizes)), [f"T {T}\nN {N}\nH {H}" for T, N, H in sizes])
             axes.tick_params(labelsize=8)
             axes.grid(axis="y", alpha=0.3)
             axes.set_axisbelow(True)
-    present = {who for r in results for who in r["contenders"]}
-    who = [name for name in NAMES if name in present] if draw is speedup else ["fusedrnn", "torch"]
-    handles = [Patch(color=COLOURS[name], label=NAMES.get(name, name)) for name in who]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(who))
+    legend(figure, contenders_of(results) if draw is speedup else ["fusedrnn", "torch"])
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -26,7 +26,7 @@ EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
 
 
 def machine(device: str) -> dict:
-    """What the results were measured on and with."""
+    """The hardware and software of the measurement."""
     about = {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "cores": os.cpu_count()}
     lines = cpuinfo.read_text().splitlines() if (cpuinfo := Path("/proc/cpuinfo")).exists() else []
     fields = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)

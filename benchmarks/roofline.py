@@ -20,7 +20,7 @@ SECONDS = 0.05  # for each rate
 
 @functools.cache
 def loops() -> ctypes.CDLL | None:
-    """The compiled loops, or None where there is no compiler that takes them."""
+    """The compiled loops, or None if no compiler can build them."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "roofline.so"
         command = [*shlex.split(os.environ.get("CXX") or "c++"), "-std=gnu++20", "-O3", "-march=native", "-Wno-psabi"]

@@ -60,10 +60,10 @@ def main() -> None:
     args = parser.parse_args()
     policies = {"MlpLstmPolicy": "MlpLstmPolicy", "FusedLstmPolicy": FusedLstmPolicy}
     print(f"RecurrentPPO on {args.environment}, {args.steps} steps a rollout, {torch.get_num_threads()} threads")
-    found = seconds_per_update(policies, args.environment, args.steps, args.updates)
-    for name, seconds in found.items():
+    medians = seconds_per_update(policies, args.environment, args.steps, args.updates)
+    for name, seconds in medians.items():
         print(f"{name:<16} {seconds:.2f} s per update")
-    print(f"{found['MlpLstmPolicy'] / found['FusedLstmPolicy']:.1f} times as fast")
+    print(f"{medians['MlpLstmPolicy'] / medians['FusedLstmPolicy']:.1f} times as fast")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def __getattr__(name: str):
     return importlib.import_module(f"{__name__}.zoo")  # on demand: every cell of it is traced
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CellError",

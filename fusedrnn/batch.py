@@ -1,4 +1,4 @@
-"""The forms in which sequences come (padded, batch first, unbatched, packed, nested) and their masks."""
+"""The forms of a batch of sequences (padded, batch first, unbatched, packed, nested) and their masks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 class Batch:
-    """An input as the stack takes it, and the way back for the results."""
+    """An input in the layout of the stack, and the conversion of results back to the caller's."""
 
     batch_sizes = None
-    order = None  # packed: row n is row order[n] of the states that the caller gives
-    back = None  # and the other way round
+    order = None  # packed: row n is row order[n] of the caller's states
+    back = None  # the inverse permutation
     batched = True
     batch_first = False
     nested = None  # the input, where it is a nested tensor
@@ -26,7 +26,7 @@ class Batch:
         self.rows = rows  # N
 
     def take_state(self, s: Tensor) -> Tensor:
-        """[L*D, N, P] from what was given."""
+        """The caller's state as [L*D, N, P]."""
         s = s if self.batched else s.unsqueeze(1)
         return s if self.order is None else s.index_select(1, self.order)
 
@@ -35,7 +35,7 @@ class Batch:
         return s if self.back is None else s.index_select(1, self.back)
 
     def give_sequence(self, y: Tensor | None):
-        """A result of every step."""
+        """A result of every step, in the caller's form."""
         if y is None:
             return None
         if self.batch_sizes is not None:
@@ -47,7 +47,7 @@ class Batch:
         return y.transpose(0, 1) if self.batch_first else y
 
     def _nest(self, y: Tensor) -> Tensor:
-        """[N, j1, D*P] with the very offsets of the input, so that both have the same ragged size."""
+        """[N, j1, D*P] with the offsets object of the input, so that both have the same ragged size."""
         offsets, total, (T, N) = self.nested.offsets(), self.nested.values().size(0), y.shape[:2]
         row = torch.arange(N, device=y.device).repeat_interleave(self.lengths, output_size=total)
         step = torch.arange(total, device=y.device) - offsets.index_select(0, row)
@@ -56,7 +56,7 @@ class Batch:
 
 
 def make_batch(input: Tensor | PackedSequence, batch_first: bool) -> Batch | None:
-    """None where the input has not the form of sequences."""
+    """None if the input is not a valid batch of sequences."""
     if not isinstance(input, Tensor):
         return _make_packed(input) if isinstance(input, PackedSequence) else None
     if input.is_nested:
@@ -84,7 +84,7 @@ def _make_packed(input: PackedSequence) -> Batch | None:
     if sum(sizes) != x.size(0) or first > rows or sizes != sorted(sizes, reverse=True):
         return None
     if order is None and sizes and torch._C._get_tracing_state() is not None:
-        rows = batch_sizes[0]  # the trace would keep a number for ever
+        rows = batch_sizes[0]  # a number would become a constant of the trace
     batch = Batch(x, rows)
     batch.batch_sizes, batch.order, batch.back = batch_sizes, order, back
     return batch
@@ -103,14 +103,14 @@ def _make_nested(input: Tensor) -> Batch:
 
 
 def _pad(nested: Tensor) -> Tensor:
-    """[T, N, ...] from [N, j1, ...], with zeros behind the ends."""
+    """[T, N, ...] from [N, j1, ...], padded with zeros."""
     if nested.size(0):
-        nested._get_max_seqlen()  # it is kept then; to_padded_tensor takes the sum of all lengths where none is
+        nested._get_max_seqlen()  # cached by this call; without it to_padded_tensor pads to the sum of all lengths
     return torch.nested.to_padded_tensor(nested, 0.0).transpose(0, 1)
 
 
 def fits(t, size: tuple[int, ...], w: Tensor) -> bool:
-    """Is t a tensor of this size, on the device of w and of its dtype? Autocast would see to the dtype."""
+    """Is t a tensor of this size, and of the device and dtype of w? Autocast converts any dtype."""
     return (
         isinstance(t, Tensor)
         and t.shape == size
@@ -130,7 +130,7 @@ def _size(t: Tensor) -> list[int] | str:
 
 
 def take_lengths(lengths: Tensor, batch: Batch) -> Tensor:
-    """lengths [N]. What stands behind the ends, be it NaN, is taken out of batch.x."""
+    """lengths [N]. Zeroes the padding of batch.x, so that NaN in it cannot leak."""
     if batch.batch_sizes is not None:
         raise ValueError("lengths cannot be given together with a PackedSequence, which has its own")
     if batch.lengths is not None:
@@ -154,7 +154,7 @@ def take_lengths(lengths: Tensor, batch: Batch) -> Tensor:
 
 
 def _can_look_at(t: Tensor) -> bool:
-    """Can values be looked at without waiting for a device or breaking a graph?"""
+    """Can values be read without a device synchronisation or a graph break?"""
     return (
         not torch.compiler.is_compiling()
         and t.device.type == "cpu"
@@ -185,12 +185,12 @@ def take_reset(reset: Tensor | PackedSequence, batch: Batch) -> Tensor:
 
 
 def take_reset_state(reset_state, batch: Batch, like: Sequence[Tensor]) -> list[Tensor]:
-    """reset_state in the full size of the states ``like``."""
+    """reset_state, expanded to the sizes of the states ``like``."""
     given = reset_state if isinstance(reset_state, (tuple, list)) else (reset_state,)
     if len(given) != len(like) or not all(isinstance(s, Tensor) for s in given):
         names = {1: "a tensor", 2: "a pair (h, c)"}.get(len(like), f"{len(like)} tensors")
         raise ValueError(f"reset_state must be {names} like hx, got {describe(reset_state)}")
-    found = []
+    states = []
     for s, state in zip(given, like, strict=True):
         shape = list(state.shape) if batch.batched else [state.size(0), state.size(2)]
         if not torch._C._is_any_autocast_enabled() and s.dtype != state.dtype or s.device != state.device:
@@ -199,8 +199,8 @@ def take_reset_state(reset_state, batch: Batch, like: Sequence[Tensor]) -> list[
             s = s.expand(shape)
         except RuntimeError as error:
             raise ValueError(f"reset_state must broadcast to {shape}, got {describe(s)}: {error}") from None
-        found.append(batch.take_state(s))
-    return found
+        states.append(batch.take_state(s))
+    return states
 
 
 def take_step_inputs(cell, given: Mapping[str, Any] | None, batch: Batch, hidden: int) -> list[Tensor]:
@@ -264,7 +264,7 @@ class CallOptions(NamedTuple):
 
 
 def episode_starts(dones: Tensor, batch_first: bool = False, first: bool | Tensor = False) -> Tensor:
-    """Turns "the episode was over after this step" into the ``reset`` of the steps that follow.
+    """Turns "the episode ended after this step" into the ``reset`` of the steps that follow.
 
     Args:
         dones: [T, N] ([N, T] if ``batch_first``, or [T]), bool or numbers of which any but 0 mean yes.

@@ -14,41 +14,47 @@ from .scan import scan
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, h: Tensor | None, c: Tensor | None):
-    """h and c after one step, or None where something does not fit: then torch.nn says what."""
-    if not isinstance(x, Tensor):
-        return None
+def _weights(cell: nn.RNNCellBase) -> list[list[Tensor]]:
+    """In the order of WEIGHTS, each in a list of one direction."""
     parameters = cell._parameters  # fast path: nn.Module's getattr takes four times as long
     try:
         weights = [[parameters[name]] for name in PARAMETERS]
     except KeyError:
         weights = [[getattr(cell, name)] for name in PARAMETERS]
-    if weights[2][0] is None:
-        del weights[2:]
-    w, lstm, dims = weights[0][0], mode == "LSTM", x.dim()
-    if dims == 1:
-        x, h, c = (None if t is None else t.unsqueeze(0) for t in (x, h, c))
-    elif dims != 2:
+    return weights if weights[2][0] is not None else weights[:2]
+
+
+def _input_fits(cell: nn.RNNCellBase, x: Tensor, w: Tensor) -> bool:
+    if fits(x, (x.shape[0], cell.input_size), w):
+        return True
+    if x.is_meta != w.is_meta:  # torch.nn's cells would return a result without values
+        raise RuntimeError(f"Expected input and parameters on one device, got {x.device} and {w.device}")
+    return False
+
+
+def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, states: list[Tensor | None]) -> list[Tensor] | None:
+    """The states after one step; None if an argument is invalid, which torch.nn then reports. If the first state is
+    None, all are zero."""
+    if not isinstance(x, Tensor) or x.dim() not in (1, 2):
         return None
-    size = x.shape[0], cell.hidden_size
-    if not fits(x, (size[0], cell.input_size), w):
-        if x.is_meta != w.is_meta:  # torch.nn's cells would multiply by what is not there
-            raise RuntimeError(f"Expected input and parameters on one device, got {x.device} and {w.device}")
+    batched = x.dim() == 2
+    if not batched:
+        x, states = x.unsqueeze(0), [None if t is None else t.unsqueeze(0) for t in states]
+    weights = _weights(cell)
+    w, size = weights[0][0], (x.shape[0], cell.hidden_size)
+    if not _input_fits(cell, x, w):
         return None
-    if h is None:
-        h = x.new_zeros(size)
-        c = h if lstm else None
-    elif not (fits(h, size, w) and (not lstm or fits(c, size, w))):
+    if states[0] is None:
+        states = [x.new_zeros(size)] * len(states)
+    elif not all(fits(state, size, w) for state in states):
         return None
-    steps, last = scan(mode, ScanInputs(x, [h, c] if lstm else [h], *weights))
-    h, c = steps[0], last[1] if lstm else None
-    if dims == 1:
-        h, c = h.squeeze(0), None if c is None else c.squeeze(0)
-    return h, c
+    steps, last = scan(mode, ScanInputs(x, states, *weights))
+    new = [steps[0], *last[1:]]
+    return new if batched else [t.squeeze(0) for t in new]
 
 
 def _ask_torch(cell: nn.RNNCellBase, input, hx):
-    """What torch.nn makes of arguments that do not fit: nearly always an error, with its message."""
+    """torch.nn's result for invalid arguments: nearly always its error."""
     leaf = twin.leaf(cell, input, hx, {})
     return cell.torch_class.forward(cell, input, hx) if leaf is None else leaf
 
@@ -99,12 +105,12 @@ class FusedLSTMCell(nn.RNNCellBase):
         nn.RNNCellBase.__init__(self, input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        found = None
+        states = None
         if hx is None:
-            found = _step(self, "LSTM", input, None, None)
+            states = _step(self, "LSTM", input, [None, None])
         elif isinstance(hx, (tuple, list)) and len(hx) == 2:
-            found = _step(self, "LSTM", input, *hx)
-        return _ask_torch(self, input, hx) if found is None else found
+            states = _step(self, "LSTM", input, list(hx))
+        return _ask_torch(self, input, hx) if states is None else tuple(states)
 
 
 class FusedGRUCell(nn.RNNCellBase):
@@ -154,8 +160,8 @@ class FusedGRUCell(nn.RNNCellBase):
         nn.RNNCellBase.__init__(self, input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        found = _step(self, "GRU", input, hx, None)
-        return _ask_torch(self, input, hx) if found is None else found[0]
+        states = _step(self, "GRU", input, [hx])
+        return _ask_torch(self, input, hx) if states is None else states[0]
 
 
 class FusedRNNCell(nn.RNNCellBase):
@@ -208,5 +214,5 @@ class FusedRNNCell(nn.RNNCellBase):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         mode = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}.get(self.nonlinearity)
-        found = _step(self, mode, input, hx, None) if mode else None
-        return _ask_torch(self, input, hx) if found is None else found[0]
+        states = _step(self, mode, input, [hx]) if mode else None
+        return _ask_torch(self, input, hx) if states is None else states[0]

@@ -22,7 +22,7 @@ TORCH = {fused: plain for plain, fused in FUSED.items()}
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """Makes every nn.LSTM, nn.GRU, nn.RNN and their cells inside ``model`` fused, in place, and returns the model.
+    """Replaces every nn.LSTM, nn.GRU, nn.RNN and their cells inside ``model``, in place, and returns the model.
 
     The modules hold the same attributes, so each one only changes its class: the very same object keeps its
     Parameters, hooks, buffers, training flag and whoever else refers to it (optimizers, shared instances). The model
@@ -43,21 +43,21 @@ def convert(model: nn.Module) -> nn.Module:
 
 
 def to_torch(model: nn.Module) -> nn.Module:
-    """Undoes :func:`convert`: every fused module inside ``model`` becomes its twin of torch.nn, in place.
+    """Undoes :func:`convert`: every fused module inside ``model`` becomes its counterpart of torch.nn, in place.
 
     A regularised cell is refused before anything is changed, as torch.nn would leave its masks out without a word: set
     its rates to 0 first. ``recompute`` and ``forget_bias`` change no result; torch.nn ignores them.
     """
     for name, module in model.named_modules():
         twin = TORCH.get(type(module))
-        if twin and (own := rates(module)):
+        if twin and (used := rates(module)):
             raise ValueError(
-                f"{name or 'the model itself'} has {own}, which torch.nn.{twin.__name__} cannot do; set it to 0 first"
+                f"{name or 'the model itself'} has {used}, which torch.nn.{twin.__name__} cannot do; set it to 0 first"
             )
     _swap(model, TORCH)
     for module in model.modules():
         if type(module) in (nn.LSTM, nn.GRU, nn.RNN):
-            module.flatten_parameters()  # cuDNN wants the weights in one piece
+            module.flatten_parameters()  # cuDNN requires the weights in one block
     return model
 
 

@@ -1,4 +1,4 @@
-"""What FusedLSTM, FusedGRU and FusedRNN share: the options and the call."""
+"""The options and the call that FusedLSTM, FusedGRU and FusedRNN share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PackedSteps = TypeVar("PackedSteps")  # the same for a packed input
 
 
 def self_contained(cls: type[T]) -> type[T]:
-    """Puts what cls inherits from DropIn into its own dict, which some clients copy, as they can that of nn.LSTM."""
+    """Copies what cls inherits from DropIn into its ``__dict__``, which some clients copy from nn.LSTM."""
     for name, item in vars(DropIn).items():
         if not name.startswith("__") and name not in vars(cls):
             setattr(cls, name, item)
@@ -26,15 +26,15 @@ def self_contained(cls: type[T]) -> type[T]:
 
 
 class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
-    """What the three modules share. Arguments that do not fit go to ``torch_class``, which says why.
+    """What the three modules share. Invalid arguments are passed to ``torch_class``, which reports the error.
 
     No super(): the methods serve classes that do not derive from this one, see :func:`self_contained`.
     """
 
     torch_class: type[nn.RNNBase]
 
-    # What torch.nn does not have. The defaults stand on the class: a converted module has no attributes of that name.
-    # (0, not 0.0: the compiler takes a float on a class for an input of the graph.)
+    # Options that torch.nn does not have. The defaults are class attributes: a converted module has none of that name.
+    # (0, not 0.0: the compiler makes a float class attribute an input of the graph.)
     recurrent_dropout: float = 0
     zoneout_h: float = 0
     zoneout_c: float = 0
@@ -50,11 +50,11 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
         nn.RNNBase.__init__(self, mode, *arguments)
 
     def extra_repr(self) -> str:
-        own = {name: getattr(self, name) for name in (*twin.REGULARISERS, "forget_bias", "recompute")}
-        return nn.RNNBase.extra_repr(self) + "".join(f", {name}={value}" for name, value in own.items() if value)
+        options = {name: getattr(self, name) for name in (*twin.REGULARISERS, "forget_bias", "recompute")}
+        return nn.RNNBase.extra_repr(self) + "".join(f", {name}={value}" for name, value in options.items() if value)
 
     def flatten_parameters(self) -> None:
-        """Does nothing: the weights are taken as they are, anew in every call."""
+        """Does nothing: there is no packed copy of the weights; they are read in every call."""
 
     @overload
     def forward(
@@ -125,7 +125,7 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
         return_state_sequence: Literal["all"],
     ) -> tuple[PackedSequence, State, list[tuple[PackedSequence, PackedSteps]]]: ...
 
-    # No bare * before the options: the older exporter of torch.onnx passes defaults by place.
+    # No bare * before the options: the older exporter of torch.onnx passes defaults by position.
     def forward(self, input, hx=None, lengths=None, reset=None, reset_state=None, return_state_sequence=False):
         parameters = self._parameters  # fast path: nn.Module's getattr takes four times as long
         weights = [parameters[name] if name in parameters else getattr(self, name) for name in self._flat_weights_names]
@@ -136,22 +136,13 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
                 input, hx, batch, lengths=lengths, reset=reset, reset_state=reset_state,
                 return_state_sequence=return_state_sequence,
             )  # fmt: skip
-        layers = self.num_layers
-        dropout = self.dropout if self.training and layers > 1 else 0.0  # a graph takes what is read for an input
-        plain_input = batch.batch_sizes is None
-        options = stack.PLAIN if plain_input and not dropout else stack.Options(dropout, batch.batch_sizes)
         plain = lengths is None and reset is None and reset_state is None and not return_state_sequence
+        options = self._module_options(batch, len(initial))
         if not plain or batch.nested is not None:
             asked = CallOptions(lengths, reset, reset_state, return_state_sequence)
-            options = asked.add_to(options, batch, initial, layers)
-        if self.recurrent_dropout or self.zoneout_h or self.zoneout_c or self.weight_drop:
-            zoneout = (self.zoneout_h, self.zoneout_c)[: len(initial)]
-            noise = Noise(self.recurrent_dropout, zoneout, self.weight_drop, self.training)
-            options = options._replace(noise=noise)
-        if self.recompute:
-            options = options._replace(recompute=True)
+            options = asked.add_to(options, batch, initial, self.num_layers)
         kinds = stack.KINDS[self.bias, self.proj_size > 0]
-        y, last, sequences = stack.run(self.mode, batch.x, initial, weights, kinds, layers, options)
+        y, last, sequences = stack.run(self.mode, batch.x, initial, (weights, kinds), self.num_layers, options)
         output, state = batch.give_sequence(y), batch.give_state(last[0])
         if len(last) > 1:
             state = state, batch.give_state(last[1])
@@ -160,8 +151,20 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
         sequences = [tuple(map(batch.give_sequence, (*steps, None)[:2])) for steps in sequences]
         return output, state, sequences if return_state_sequence == "all" else sequences[-1][1]
 
+    def _module_options(self, batch: Batch, states: int) -> stack.Options:
+        """The options of the module, without those of the call."""
+        # The dropout of a single layer is not read: the compiler makes every float that is read an input of the graph.
+        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        plain_input = batch.batch_sizes is None
+        options = stack.PLAIN if plain_input and not dropout else stack.Options(dropout, batch.batch_sizes)
+        if self.recurrent_dropout or self.zoneout_h or self.zoneout_c or self.weight_drop:
+            zoneout = (self.zoneout_h, self.zoneout_c)[:states]
+            noise = Noise(self.recurrent_dropout, zoneout, self.weight_drop, self.training)
+            options = options._replace(noise=noise)
+        return options._replace(recompute=True) if self.recompute else options
+
     def _states(self, hx, batch: Batch, w) -> list[Tensor] | None:
-        """The initial states in the order of the batch; None where arguments and parameters do not fit each other."""
+        """The initial states in the order of the batch; None if arguments and parameters do not match."""
         x, lstm = batch.x, self.mode == "LSTM"
         layers, hidden = self.num_layers * (2 if self.bidirectional else 1), self.hidden_size
         projected = self.proj_size or hidden
@@ -182,13 +185,13 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
         return [batch.take_state(h0), batch.take_state(c0)] if fit else None
 
     def _ask_torch(self, input, hx, batch: Batch | None, **options):
-        """What torch.nn makes of arguments that do not fit: nearly always an error, with its message."""
+        """torch.nn's result for invalid arguments: nearly always its error."""
         given = {name: value for name, value in options.items() if value is not None and value is not False}
         leaf = twin.leaf(self, input, hx, given)
         if leaf is not None:
             return leaf
         nested = batch is not None and batch.nested is not None
-        if nested:  # torch.nn would not get as far as to what does not fit
+        if nested:  # torch.nn would report the nested input instead of the invalid argument
             input = batch.x.transpose(0, 1) if self.batch_first else batch.x
         result = self.torch_class.forward(self, input, hx)
         if given or nested or twin.rates(self):

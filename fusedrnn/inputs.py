@@ -8,11 +8,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "vectors")
-DIFFERENTIABLE = ("x", "initial", *WEIGHTS, "reset_states", "step_inputs")  # they come first in ScanInputs
+DIFFERENTIABLE = ("x", "initial", *WEIGHTS, "reset_states", "step_inputs")  # the first fields of ScanInputs
 
 
 class ScanInputs(NamedTuple):
-    """What :func:`fusedrnn.scan.scan` is given. Of one step, x is [N, I] and states have no dimension D."""
+    """The tensors of :func:`fusedrnn.scan.scan`. For a single step of a cell, x is [N, I] and states have no D."""
 
     x: Tensor  # padded [T, N, I], or packed rows [R, I]; without w_ih and b_ih already projected: [.., D*G*H]
     initial: Sequence[Tensor]  # of each state [D, N, width]: h of width P, the others of width H
@@ -40,11 +40,11 @@ class ScanInputs(NamedTuple):
         return len(self.w_hh or self.w_ih) or (1 if self.one_step else self.initial[0].shape[0])
 
     def differentiable(self) -> list[Tensor]:
-        """Those that can have gradients, which always come in this order."""
+        """The tensors that can have gradients, always in this order."""
         return [self.x, *(t for field in self[1 : len(DIFFERENTIABLE)] for t in field)]
 
     def with_differentiable(self, tensors: Sequence[Tensor]) -> ScanInputs:
-        """The same with others in their place."""
+        """A copy with these differentiable tensors."""
         x, *others = tensors
         rest = iter(others)
         return ScanInputs(
@@ -52,13 +52,13 @@ class ScanInputs(NamedTuple):
         )
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that are there."""
+        """All tensors that are present."""
         for field in self:
             for t in (field,) if field is None or isinstance(field, Tensor) else field:
                 if t is not None:
                     yield t
 
     def has_options(self) -> bool:
-        """Is there anything that torch.nn's layers do not know, or packed input?"""
+        """Is the input packed, or is there an option that torch.nn's layers do not have?"""
         options = (self.batch_sizes, self.lengths, self.reset, self.h_mask, *self.reset_states, *self.zones)
         return any(option is not None for option in options)

@@ -1,4 +1,4 @@
-"""FusedLSTM, FusedGRU and FusedRNN: the recurrent modules of torch.nn on the fused scan, and what those cannot do."""
+"""FusedLSTM, FusedGRU and FusedRNN: the recurrent modules of torch.nn on the fused scan, with additional options."""
 
 from __future__ import annotations
 

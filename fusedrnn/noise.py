@@ -16,7 +16,7 @@ from .inputs import ScanInputs
 
 
 class Noise(NamedTuple):
-    """What a call of the stack does at random; see :class:`fusedrnn.FusedLSTM`."""
+    """The random regularisation of a call; see :class:`fusedrnn.FusedLSTM`."""
 
     recurrent_dropout: float
     zoneout: Sequence[float]  # of each state
@@ -24,7 +24,7 @@ class Noise(NamedTuple):
     training: bool
 
     def apply(self, inputs: ScanInputs) -> ScanInputs:
-        """The inputs of one layer with h_mask, zones and some weights dropped."""
+        """The inputs of one layer, with h_mask, zones and weight dropout applied."""
         if not self.training:
             means = [torch.tensor(z, dtype=torch.float64, device="cpu") if z else None for z in self.zoneout]
             return inputs._replace(zones=means)
@@ -72,7 +72,7 @@ def _draw(after: Tensor, like: list[Tensor], rates: list[float]) -> list[Tensor]
     masks = []
     for t, rate in zip(like, rates, strict=True):
         if torch._C._are_functorch_transforms_active():
-            # vmap draws for each example, or once, where all share the argument and the call is not in place
+            # vmap draws once per example, or once for all if they share the argument and the call is not in place
             blank = torch.empty(t.shape, dtype=t.dtype, device=t.device)
         else:
             blank = torch.empty_like(t, requires_grad=False)

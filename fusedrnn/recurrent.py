@@ -242,7 +242,7 @@ class Recurrent(_Parameters):
         asked = CallOptions(lengths, reset, reset_state, return_state_sequence)
         options = asked.add_to(options, batch, initial, self.num_layers)
         options = options._replace(step_inputs=take_step_inputs(self.cell, inputs, batch, self.hidden_size))
-        y, last, steps = stack.run(self._name, batch.x, initial, weights, self._kinds, self.num_layers, options)
+        y, last, steps = stack.run(self._name, batch.x, initial, (weights, self._kinds), self.num_layers, options)
         output, state = batch.give_sequence(y), tuple(map(batch.give_state, last))
         state = state if len(state) > 1 else state[0]
         if not return_state_sequence:

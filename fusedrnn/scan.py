@@ -1,11 +1,11 @@
 """The scan of one recurrent layer: selects the backend.
 
-Eager calls go to the compiled kernels through a ``torch::autograd::Function`` of the extension, which first looks at
-every tensor: its memory is read only if it is dense and holds its values itself. A compiled or exported graph gets the
+Eager calls go to the compiled kernels through a ``torch::autograd::Function`` of the extension, which first checks
+every tensor: its memory is read only if it is dense and stores its own values. A compiled or exported graph gets the
 kernels as opaque operators, as do modes, tracers, fake and functional tensors, subclasses with ``__torch_function__``
-and tensors whose bits negate or conjugate. Whatever is left (derivatives of higher order, function transforms,
-forward-mode derivatives, other devices and dtypes, tensors of which only their own operations know the values) is done
-by :mod:`fusedrnn.backends.reference`, as torch.nn would: with operations of PyTorch.
+and tensors whose bits negate or conjugate. Everything else (derivatives of higher order, function transforms,
+forward-mode derivatives, other devices and dtypes, tensors whose values only their own operations can read) runs in
+:mod:`fusedrnn.backends.reference`, with operations of PyTorch, as in torch.nn.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from .backends import compiled, extension, onnx, operators, reference
 from .inputs import ScanInputs
 
-# The vectors of the CPU kernels hold units of one row, those of PyTorch's operations hold rows. With at most so many
-# units and at least so many rows, the latter are faster.
+# The CPU kernels vectorise over the units of a row, PyTorch's operations over rows. With at most this many units and at
+# least this many rows, the latter are faster.
 FEW_UNITS = {"LSTM": 1, "GRU": 2, "RNN_TANH": 3, "RNN_RELU": 3}
 MOST_FEW_UNITS, MANY_ROWS = max(FEW_UNITS.values()), 1000
 
@@ -64,22 +64,26 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
     elif onnx.is_exporting():
         steps, last = onnx.layer(cell, inputs, sequences)
     else:
-        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-            training = recompute = True  # in whatever grad mode: the graph may be run in the other
-        else:
-            training = torch.is_grad_enabled() and any(t.requires_grad for t in inputs.differentiable())
-        save, keep_steps = training and not recompute, sequences or training and recompute
-        outputs = operators.scan_forward(cell, save, keep_steps, inputs)
-        steps, last = outputs[:states], outputs[states : 2 * states]
+        steps, last = _run_operator(cell, inputs, sequences, recompute)
     if h_dtype is not None:
         steps = [steps[0].to(h_dtype), *steps[1:]]
         last = [None if last[0] is None else last[0].to(h_dtype), *last[1:]]
     return steps, last
 
 
+def _run_operator(cell: str, inputs: ScanInputs, sequences: bool, recompute: bool) -> Outputs:
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        training = recompute = True  # in either grad mode: the graph may be run in the other one
+    else:
+        training = torch.is_grad_enabled() and any(t.requires_grad for t in inputs.differentiable())
+    save, keep_steps = training and not recompute, sequences or training and recompute
+    outputs, states = operators.scan_forward(cell, save, keep_steps, inputs), len(inputs.initial)
+    return outputs[:states], outputs[states : 2 * states]
+
+
 def _autocast(cell: str, inputs: ScanInputs) -> tuple[ScanInputs, torch.dtype | None]:
-    """The tensors in the dtype in which autocast has the layer run, float64 and integers as they are; and the dtype of
-    y and h_n if it is another.
+    """Converts the tensors, except float64 and integers, to the dtype in which the layer runs under autocast; also
+    returns the dtype of y and h_n if that is another one.
 
     Results have the dtypes of torch.nn's. That is autocast's own dtype, but on the CPU only products have it, and all
     else goes by type promotion: a GRU is in the dtype of h0 if that is wider, an LSTM in that of c0, and only the h
@@ -107,7 +111,7 @@ def _autocast(cell: str, inputs: ScanInputs) -> tuple[ScanInputs, torch.dtype | 
 
 
 def _suits_torch(cell: str, sequences: bool, inputs: ScanInputs) -> bool:
-    """Has the layer so few units and so many rows that PyTorch's operations, which vectorise over rows, are faster?"""
+    """Are PyTorch's operations, which vectorise over rows, faster for a layer of so few units and so many rows?"""
     x, h0 = inputs.x, inputs.initial[0]
     return (
         cell in FEW_UNITS
@@ -124,7 +128,7 @@ def _suits_torch(cell: str, sequences: bool, inputs: ScanInputs) -> bool:
 
 
 def _use_reference(x: Tensor, tensors: Iterable[Tensor], compiling: bool = False) -> bool:
-    """Is this a case that only plain PyTorch can do?"""
+    """Is this a case that only plain PyTorch supports?"""
     if (
         extension._C is None
         or x.dtype not in extension.DTYPES

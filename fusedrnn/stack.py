@@ -29,7 +29,7 @@ KINDS = {
 
 
 class Options(NamedTuple):
-    """How a stack is run: what all of its layers share."""
+    """Options that all layers of a stack share."""
 
     dropout: float = 0.0  # probability with which an element between two layers becomes zero; 0 outside of training
     batch_sizes: Tensor | None = None  # this and the next two as in ScanInputs
@@ -37,20 +37,24 @@ class Options(NamedTuple):
     reset: Tensor | None = None
     reset_states: Sequence[Tensor] = ()  # of all layers
     step_inputs: Sequence[Tensor] = ()  # the same for all layers and directions
-    sequences: int = 0  # the number of layers, counted from the last, of which all states after every step are wanted
-    noise: Noise | None = None  # masks inside of the layers, drawn anew in every call
+    sequences: int = 0  # the number of layers, counted from the last, whose states after every step are returned
+    noise: Noise | None = None  # masks inside the layers, drawn in every call
     recompute: bool = False
 
 
 PLAIN = Options()
 
 
+def _of_layer(layer: int, layers: int, directions: int, states: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The states of one layer, out of those of all layers."""
+    return states if layers == 1 else [s.narrow(0, layer * directions, directions) for s in states]
+
+
 def run(
     cell: str,
     x: Tensor,
     initial: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    kinds: Kinds,
+    parameters: tuple[Sequence[Tensor], Kinds],
     layers: int,
     options: Options,
 ) -> tuple[Tensor, list[Tensor], list[list[Tensor | None]]]:
@@ -59,14 +63,14 @@ def run(
     Args:
         cell, x: as for :func:`fusedrnn.scan.scan`.
         initial: each state of all layers, [L*D, N, width].
-        weights, kinds: of all layers and directions, one after the other, and what :func:`places` made of their kinds.
+        parameters: of all layers and directions, one after the other, and what :func:`places` made of their kinds.
         layers: L.
 
     Returns:
         y of the last layer, each state after the last step [L*D, N, width], and for each layer its states after every
         step (None where not wanted).
     """
-    count, places = kinds
+    weights, (count, places) = parameters
     if layers == 1 and options is PLAIN:  # fast path
         steps, last = scan(cell, ScanInputs(x, initial, *[() if i is None else weights[i::count] for i in places]))
         return steps[0], last, [steps]
@@ -75,11 +79,7 @@ def run(
         if layer and options.dropout:
             x = dropout(x, options.dropout)
         begin, end = layer * directions * count, (layer + 1) * directions * count
-        states, reset_states = initial, options.reset_states
-        if layers > 1:
-            states, reset_states = (
-                [s.narrow(0, layer * directions, directions) for s in kind] for kind in (initial, reset_states)
-            )
+        states, reset_states = (_of_layer(layer, layers, directions, kind) for kind in (initial, options.reset_states))
         parts = [() if i is None else weights[begin + i : end : count] for i in places]
         given = (reset_states, options.step_inputs, options.batch_sizes, options.lengths, options.reset)
         inputs = ScanInputs(x, states, *parts, *given)

@@ -1,6 +1,6 @@
 """A fused module and its twin, the class of torch.nn whose attributes it has: ``torch_class``.
 
-What the fused code is not made for goes to the twin: arguments that do not fit, TorchScript, symbolic tracing.
+The twin handles what the fused code does not: invalid arguments, TorchScript, symbolic tracing.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ REGULARISERS = ("recurrent_dropout", "zoneout_h", "zoneout_c", "weight_drop")
 
 
 def rates(module: nn.Module, names: Iterable[str] = REGULARISERS) -> str:
-    """What torch.nn would leave out without a word, or ''."""
+    """The regularisation that torch.nn would silently omit, or ''."""
     return ", ".join(f"{name}={value}" for name in names if (value := getattr(module, name, 0)))
 
 
 def leaf(module: nn.Module, input, hx, options: dict[str, Any]) -> fx.Proxy | None:
-    """The module's node while torch.fx traces symbolically, which takes the modules of torch.nn alone for leaves."""
+    """The module's node while torch.fx traces symbolically: by default only the modules of torch.nn are leaves."""
     tracer = next((a.tracer for a in tree_leaves((input, hx, options)) if isinstance(a, fx.Proxy)), None)
     if not isinstance(tracer, fx.Tracer) or tracer.root is module:
         return None
@@ -41,7 +41,7 @@ def scriptable(module: nn.Module) -> nn.Module:
     """
     fused = next(cls for cls in type(module).__mro__ if "torch_class" in vars(cls))
     if type(module).forward is not fused.forward:
-        return module  # a subclass computes something else: TorchScript compiles that, or says why not
+        return module  # a subclass computes something else: TorchScript compiles that, or reports why not
     name = fused.torch_class.__name__
     if parametrize.is_parametrized(module):
         raise ValueError(f"TorchScript cannot compile parametrized weights: remove those of {module} first")
@@ -51,5 +51,5 @@ def scriptable(module: nn.Module) -> nn.Module:
     twin = object.__new__(fused.torch_class)
     object.__setattr__(twin, "__dict__", module.__dict__)
     if isinstance(twin, nn.RNNBase):
-        twin._init_flat_weights()  # the weights as they are now; cuDNN wants them in one piece
+        twin._init_flat_weights()  # the weights as they are now; cuDNN requires them in one block
     return twin

@@ -1,4 +1,4 @@
-"""What every test finds: two threads at most, and the same random numbers each time. And the devices that there are."""
+"""Set-up of every test: two threads at most, the same random numbers each time; and the available devices."""
 
 import pytest
 import torch

@@ -1,7 +1,10 @@
-"""The layers as loops over rows and steps, straight from the docstrings: what every option is compared with."""
+"""The layers as loops over rows and steps, written from the docstrings: the reference for every option."""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
 def step(mode, gates_x, r, h, c):
@@ -17,61 +20,81 @@ def step(mode, gates_x, r, h, c):
     return (gates_x + r).tanh() if mode == "RNN_TANH" else (gates_x + r).relu(), c
 
 
-def run_row(mode, x, steps, h, c, weights, reset, reset_h, reset_c, h_mask, zone_h, zone_c, backwards):
-    """One row of one direction: x [T, I]. Returns h and c after every step (by step) and at the end."""
+class Layer(NamedTuple):
+    """The arguments of one layer. States, reset states and zones are pairs: of h and of c."""
+
+    mode: str
+    x: Tensor  # [T, N, I]
+    lengths: list[int]
+    states: list[Tensor]  # [D, N, width]
+    reset: Tensor | None  # [T, N]
+    reset_states: list[Tensor]
+    h_mask: Tensor | None  # [D, N, P]
+    zones: list[Tensor | None]  # masks [T, N, D*width] or numbers
+
+
+def zone_out(zone, new, old):
+    """zone: of one row and step, or a number"""
+    if zone is None:
+        return new
+    return torch.where(zone, old, new) if zone.dim() else zone * old + (1 - zone) * new
+
+
+def run_row(layer, d, n, weights):
+    """h and c of row n in direction d: after every step, as dicts by step, and at the end."""
     w_ih, w_hh, *rest = weights
     b_ih, b_hh = rest[:2] if len(rest) >= 2 else (None, None)
+    length, h_mask = layer.lengths[n], 1 if layer.h_mask is None else layer.h_mask[d, n]
+    h, c = (s[d, n] for s in layer.states)
+    zones = [
+        [z] * length if z is None or not z.dim() else z[:, n].chunk(len(layer.states[0]), -1)[d] for z in layer.zones
+    ]
     hs, cs = {}, {}
-    for t in reversed(range(steps)) if backwards else range(steps):
-        cut = t + 1 if backwards else t  # going backwards, the border in front of t + 1 is crossed
-        if reset is not None and cut < steps and reset[cut]:
-            h, c = reset_h, reset_c
-        h_new, c_new = step(mode, F.linear(x[t], w_ih, b_ih), F.linear(h * h_mask, w_hh, b_hh), h, c)
+    for t in reversed(range(length)) if d else range(length):
+        border = t + d  # backwards, step t follows step t + 1, whose reset separates them
+        if layer.reset is not None and border < length and layer.reset[border, n]:
+            h, c = (s[d, n] for s in layer.reset_states)
+        gates_x, r = F.linear(layer.x[t, n], w_ih, b_ih), F.linear(h * h_mask, w_hh, b_hh)
+        h_new, c_new = step(layer.mode, gates_x, r, h, c)
         if len(rest) % 2:
             h_new = rest[-1] @ h_new
-        if zone_h is not None:
-            h_new = torch.where(zone_h[t], h, h_new) if zone_h.dim() else zone_h * h + (1 - zone_h) * h_new
-        if zone_c is not None:
-            c_new = torch.where(zone_c[t], c, c_new) if zone_c.dim() else zone_c * c + (1 - zone_c) * c_new
-        h, c = hs[t], cs[t] = h_new, c_new
-    return hs, cs, h, c
+        h, c = hs[t], cs[t] = zone_out(zones[0][t], h_new, h), zone_out(zones[1][t], c_new, c)
+    return (hs, cs), (h, c)
 
 
-def run_module(
-    module, x, h0, c0, lengths, reset=None, reset_h=None, reset_c=None, layer_noise=None, between=lambda x: x
-):  # fmt: skip
-    """All layers: x [T, N, I], states [L*D, N, .], lengths a list. layer_noise gives masks and weights of a layer,
-    between what the next layer sees of an output.
+def run_layer(layer, weights):
+    """h and c after every step [T, N, D*width], zero after a row's end; and at the end of every row."""
+    D, (T, N) = len(layer.states[0]), layer.x.shape[:2]
+    count = len(weights) // D
+    rows = [[run_row(layer, d, n, weights[d * count : (d + 1) * count]) for n in range(N)] for d in range(D)]
+    tables = []
+    for which, state in enumerate(layer.states):
+        zero = layer.x.new_zeros(state.size(2))
+        steps = [rows[d][n][0][which].get(t, zero) for t in range(T) for n in range(N) for d in range(D)]
+        tables.append(torch.cat([zero[:0], *steps]).view(T, N, D * len(zero)))
+    return tuple(tables), [ends for direction in rows for _, ends in direction]
 
-    Returns output, h_n, c_n, and for each layer (h, c) after every step; what is behind a row's end is zero.
+
+def run_module(module, x, states, lengths, reset, reset_states, layer_noise=None, between=lambda x: x):
+    """All layers: x [T, N, I], states and reset_states (h, c) [L*D, N, .], lengths a list. layer_noise gives masks and
+    weights of a layer, between the input of the next layer from an output.
+
+    Returns output, h_n, c_n, and for each layer (h, c) after every step; zero after a row's end.
     """
-    D, (T, N) = 1 + module.bidirectional, x.shape[:2]
-    sequences, h_n, c_n = [], [], []
+    D, sequences, last = 1 + module.bidirectional, [], []
     for layer in range(module.num_layers):
         x = between(x) if layer else x
         planes = slice(layer * D, layer * D + D)
         weights = [w for names in module._all_weights[planes] for w in (getattr(module, name) for name in names)]
-        h_mask = zone_h = zone_c = None
+        initial, fresh = ([s[planes] for s in kind] for kind in (states, reset_states))
+        h_mask, zones = None, (None, None)
         if layer_noise is not None:
-            h_mask, zone_h, zone_c, weights = layer_noise(x, h0[planes], c0[planes], weights)
-        count, found = len(weights) // D, []
-        for d in range(D):
-            for n in range(N):
-                at = planes.start + d
-                zones = [z[:, n].chunk(D, -1)[d] if z is not None and z.dim() else z for z in (zone_h, zone_c)]
-                found.append(run_row(
-                    module.mode, x[:, n], lengths[n], h0[at, n], c0[at, n], weights[d * count : (d + 1) * count],
-                    None if reset is None else reset[:, n], reset_h[at, n], reset_c[at, n],
-                    1 if h_mask is None else h_mask[d, n], *zones, backwards=d == 1,
-                ))  # fmt: skip
-        tables = []
-        for which, width in enumerate((h0.size(2), c0.size(2))):
-            zero = x.new_zeros(width)
-            at = [found[d * N + n][which].get(t, zero) for t in range(T) for n in range(N) for d in range(D)]
-            tables.append(torch.cat([zero[:0], *at]).view(T, N, D * width))
-        h_n += [found[i][2] for i in range(D * N)]
-        c_n += [found[i][3] for i in range(D * N)]
-        sequences.append(tuple(tables))
+            h_mask, *zones, weights = layer_noise(x, *initial, weights)
+        tables, ends = run_layer(Layer(module.mode, x, lengths, initial, reset, fresh, h_mask, zones), weights)
+        last += ends
+        sequences.append(tables)
         x = tables[0]
-    h_n, c_n = (torch.cat([s.flatten()[:0], *rows]).view(s.shape) for s, rows in ((h0, h_n), (c0, c_n)))
+    h_n, c_n = (
+        torch.cat([s.flatten()[:0], *(ends[which] for ends in last)]).view(s.shape) for which, s in enumerate(states)
+    )
     return x, h_n, c_n, sequences

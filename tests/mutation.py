@@ -57,7 +57,7 @@ inline bool mutant(int number) {{
 @dataclass(frozen=True)
 class Suite:
     name: str
-    # by files of csrc, as a glob: a statement or an expression, what comes in its place, what that means
+    # by glob of csrc: a pattern of a statement or an expression, its replacement, a description
     patterns: dict[str, list[tuple[str, str, str]]]
     equivalent: list[tuple[str, str]]  # part of the description of mutants that nothing can tell from the kernels; why
     cases: list
@@ -69,7 +69,7 @@ class Suite:
     seconds: int  # for one mutant
     prepare: Callable[[object], object] = lambda case: None  # once for all mutants
     left_out: str = r"(?!)"  # lines without mutants
-    smaller: list[tuple[str, str]] = field(default_factory=list)  # what else is changed, so that cases may be small
+    smaller: list[tuple[str, str]] = field(default_factory=list)  # other replacements, so that cases can be small
 
     def sources(self, csrc: Path) -> list[Path]:
         return sorted({path for glob in self.patterns for path in csrc.glob(glob)})
@@ -91,7 +91,7 @@ class Mutant:
 
 
 def find_mutants(suite: Suite, csrc: Path) -> list[Mutant]:
-    found = []
+    mutants = []
     for path in suite.sources(csrc):
         name, at, new_here = path.relative_to(csrc).as_posix(), 0, set()
         patterns = [one for glob, some in suite.patterns.items() if path in csrc.glob(glob) for one in some]
@@ -105,13 +105,13 @@ def find_mutants(suite: Suite, csrc: Path) -> list[Mutant]:
                     new_code = new.format(match[0], *match.groups())
                     if new_code != match[0] and (begin, end, new_code) not in new_here:
                         new_here.add((begin, end, new_code))
-                        found.append(Mutant(len(found) + 1, name, line, whole, begin, end, new_code, what))
+                        mutants.append(Mutant(len(mutants) + 1, name, line, whole, begin, end, new_code, what))
             at += len(text)
-    return found
+    return mutants
 
 
 def without_a_place(suite: Suite, csrc: Path) -> list[str]:
-    """Patterns that find nothing any more."""
+    """Patterns that no longer match anything."""
     stale = {pattern for some in suite.patterns.values() for pattern, *_ in some}
     for path in suite.sources(csrc):
         lines = [re.sub(r"//.*", "", text) for text in path.read_text().splitlines()]
@@ -163,7 +163,7 @@ def make_smaller(suite: Suite, csrc: Path) -> None:
 
 
 def as_they_are(suite: Suite, library: Path, mutants: list[Mutant]) -> dict[int, list] | str:
-    """The cases that come by each mutant, the quickest first; or what is wrong with the kernels."""
+    """The cases that execute each mutant, the fastest first; or what is wrong with the kernels."""
     device, those, seconds = suite.open(library), {m.number: [] for m in mutants}, {}
     came_by = (ctypes.c_bool * (len(mutants) + 1)).in_dll(device.library, "came_by")
     for case in tqdm(suite.cases, as_they_are.__name__):
@@ -172,14 +172,14 @@ def as_they_are(suite: Suite, library: Path, mutants: list[Mutant]) -> dict[int,
         if wrong := suite.run(case, device):
             return f"{case}: {wrong[0]}"
         seconds[case] = time.perf_counter() - start
-        for number, found in those.items():
+        for number, cases in those.items():
             if came_by[number]:
-                found.append(case)
-    return {number: sorted(found, key=seconds.get) for number, found in those.items()}
+                cases.append(case)
+    return {number: sorted(cases, key=seconds.get) for number, cases in those.items()}
 
 
 def in_its_cases(suite: Suite, some: list, library: Path) -> str:
-    """What betrays the active mutant, or "" if nothing does."""
+    """How the active mutant was detected, or ""."""
     device = suite.open(library)
     for case in some:
         if wrong := suite.run(case, device):
@@ -204,7 +204,7 @@ def under_sanitizers(suite: Suite, some: list, library: Path, replays: list[list
 
 
 def apart(suite: Suite, number: int, judge, *args):
-    """What judge(suite, *args) says of a mutant in a process of its own, where kernels may crash."""
+    """The result of judge(suite, *args) for a mutant in a separate process, since kernels may crash."""
     receive, send = FORK.Pipe(duplex=False)
 
     def work():
@@ -225,11 +225,11 @@ def apart(suite: Suite, number: int, judge, *args):
 
 
 def judge_all(suite: Suite, mutants: list[Mutant], those: dict[int, list], judge, *args) -> list[Mutant]:
-    """Says what betrays each in the cases that come by it; returns the survivors."""
+    """Prints how each is detected in the cases that execute it; returns the survivors."""
     survivors = []
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", 2))) as pool:
-        found = pool.map(lambda mutant: apart(suite, mutant.number, judge, those[mutant.number], *args), mutants)
-        for mutant, betrayal in zip(mutants, tqdm(found, judge.__name__, len(mutants)), strict=True):
+        verdicts = pool.map(lambda mutant: apart(suite, mutant.number, judge, those[mutant.number], *args), mutants)
+        for mutant, betrayal in zip(mutants, tqdm(verdicts, judge.__name__, len(mutants)), strict=True):
             if betrayal:
                 tqdm.write(f"{mutant}\n    {betrayal}")
             else:
@@ -237,34 +237,44 @@ def judge_all(suite: Suite, mutants: list[Mutant], those: dict[int, list], judge
     return survivors
 
 
+def compile_suite(suite: Suite, csrc: Path, everything: list[Mutant]):
+    """The kernels with all mutants, in one library"""
+    shutil.copytree(CSRC, csrc)
+    write_mutants(suite, csrc, everything)
+    make_smaller(suite, csrc)
+    print(f"{suite.name}: compiling", file=sys.stderr)
+    library = suite.library(csrc)
+    for case in suite.cases:
+        suite.prepare(case)
+    return library
+
+
 def judge_suite(suite: Suite, everything: list[Mutant], mutants: list[Mutant]) -> int:
     """Returns the number of those that survive for no known reason."""
     with tempfile.TemporaryDirectory() as folder:
         csrc = Path(folder) / "csrc"
-        shutil.copytree(CSRC, csrc)
-        write_mutants(suite, csrc, everything)
-        make_smaller(suite, csrc)
-        print(f"{suite.name}: compiling", file=sys.stderr)
-        library = suite.library(csrc)
-        for case in suite.cases:
-            suite.prepare(case)
-        those = apart(suite, 0, as_they_are, library, everything)
-        if isinstance(those, str):
-            print(f"{suite.name}: the kernels are wrong as they are: {those}")
+        library = compile_suite(suite, csrc, everything)
+        cases = apart(suite, 0, as_they_are, library, everything)
+        if isinstance(cases, str):
+            print(f"{suite.name}: the kernels are wrong as they are: {cases}")
             return 1
-        survivors = judge_all(suite, mutants, those, in_its_cases, library)
+        survivors = judge_all(suite, mutants, cases, in_its_cases, library)
         reasons = {m: next((why for part, why in suite.equivalent if part in str(m)), "") for m in survivors}
         unknown = [m for m, reason in reasons.items() if not reason]
         if unknown:
             print(f"compiling for the sanitizers; {len(unknown)} survive for no known reason so far", file=sys.stderr)
-            unknown = judge_all(suite, unknown, those, under_sanitizers, library, suite.replays(csrc))
-    for mutant in survivors:
-        if reasons[mutant] or mutant in unknown:
-            came_by = "" if those[mutant.number] else " (no case comes by it)"
-            print(f"{mutant}\n    survives{came_by}: {reasons[mutant] or 'FOR NO KNOWN REASON'}")
-    known = len([reason for reason in reasons.values() if reason])
+            unknown = judge_all(suite, unknown, cases, under_sanitizers, library, suite.replays(csrc))
+    report(survivors, reasons, unknown, cases)
+    known = sum(map(bool, reasons.values()))
     print(f"{suite.name}: {len(mutants)} mutants, {known} survive for a known reason, {len(unknown)} for none")
     return len(unknown)
+
+
+def report(survivors: list[Mutant], reasons: dict[Mutant, str], unknown: list[Mutant], cases) -> None:
+    for mutant in survivors:
+        if reasons[mutant] or mutant in unknown:
+            unreached = "" if cases[mutant.number] else " (no case executes it)"
+            print(f"{mutant}\n    survives{unreached}: {reasons[mutant] or 'FOR NO KNOWN REASON'}")
 
 
 def main() -> int:
@@ -273,7 +283,7 @@ def main() -> int:
     parser.add_argument("--suite", choices=SUITES, action="append", help="only this one")
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # processes that are forked must find no threads
+    torch.set_num_threads(1)  # no threads may exist when processes are forked
     unknown = 0
     for name in arguments.suite or SUITES:
         suite = importlib.import_module(f"{name}.mutants").SUITE
@@ -283,7 +293,7 @@ def main() -> int:
             print(*mutants, sep="\n")
             continue
         for pattern in without_a_place(suite, CSRC):
-            print(f"{suite.name}: nothing is found any more by {pattern}")
+            print(f"{suite.name}: no longer matches anything: {pattern}")
             unknown += 1
         if mutants:
             unknown += judge_suite(suite, everything, mutants)

@@ -1,4 +1,4 @@
-"""Who may see whom: the rooms of CONTRIBUTING.md, held by greps. Each rule is first shown to catch what it forbids."""
+"""Which part may use which: the table of CONTRIBUTING.md, as regular expressions. Each rule must catch a violation."""
 
 import ast
 import re
@@ -138,13 +138,13 @@ RULES = [
         ("csrc/cells.h", "for (int t = 0; t < steps; ++t) s[0] = x[t];"),
     ),
     Rule(
-        "the waist is plain C++",
+        "the interface of the drivers is plain C++",
         r"csrc/(scan|timeline|function)\.h|csrc/registry\.cpp|csrc/cuda/plan\.h",
         includes_only(STD + r'|"(\.\./)?(activations|cells|function|scan|timeline)\.h"'),
         ("csrc/scan.h", "#include <cuda_runtime.h>\n"),
     ),
     Rule(
-        "the CPU drivers see the standard library, intrinsics, madvise, the waist and their own room",
+        "the CPU drivers use the standard library, intrinsics, madvise, their interface and each other",
         r"csrc/cpu/(?!parallel\.cpp).*",
         includes_only(
             STD + r'|<(immintrin|arm_neon|sys/mman)\.h>|"\.\./(activations|cells|scan|timeline)\.h"|"[a-z_0-9-]+\.h"'
@@ -160,7 +160,7 @@ RULES = [
         ("csrc/cuda/device_ptx.cuh", "#include <torch/extension.h>\n"),
     ),
     Rule(
-        "the CUDA drivers see the standard library, the waist and their own room",
+        "the CUDA drivers use the standard library, their interface and each other",
         r"csrc/cuda/(?!device).*",
         includes_only(STD + r'|"\.\./(activations|cells|scan|timeline)\.h"|"[a-z_0-9-]+\.(h|cuh)"'),
         ("csrc/cuda/stepwise.cuh", "#include <cuda_runtime.h>\n"),

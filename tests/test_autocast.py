@@ -1,4 +1,4 @@
-"""The modules under autocast: dtypes, values, accuracy, and what is cast how often."""
+"""The modules under autocast: dtypes, values, accuracy, and the number of conversions."""
 
 import itertools
 
@@ -25,31 +25,45 @@ def dtypes(nest):
 CALLS = [*itertools.product(TWINS, ["padded", "unbatched"]), *((plain, "packed") for plain in SEQUENCES)]
 
 
+OPTIONS = [{}, {"bias": False}, {"bidirectional": True}, {"num_layers": 2}, {"proj_size": 2}]
+
+
+def options_of(plain):
+    """Those that the class has."""
+    names = {"bias"} if "Cell" in plain.__name__ else {"bias", "bidirectional", "num_layers"}
+    names |= {"proj_size"} if plain is nn.LSTM else set()
+    return [options for options in OPTIONS if options.keys() <= names]
+
+
+def arguments_in(form, plain, options, x_dtype, h_dtype):
+    """x and hx, which is None without a dtype."""
+    x, h = arguments(plain, layers=2 if {"bidirectional", "num_layers"} & options.keys() else 1)
+    if "proj_size" in options:
+        h = h[0][..., :2], h[1]
+    x, h = x.to(x_dtype), None if h_dtype is None else tree_map(lambda t: t.to(h_dtype), h)
+    if form == "unbatched":
+        return x.select(-2, 0), None if h is None else tree_map(lambda t: t.select(-2, 0), h)
+    if form == "packed":
+        x = pack_padded_sequence(x, torch.tensor([5, 3], device="cpu"))
+    return x, h
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("plain, form", CALLS, ids=[f"{plain.__name__}-{form}" for plain, form in CALLS])
 def test_the_dtypes_of_torch(plain, form, dtype):
-    cell = "Cell" in plain.__name__
-    for options in [{}, {"bias": False}, {"bidirectional": True}, {"num_layers": 2}, {"proj_size": 2}]:
-        if cell and not options.keys() <= {"bias"} or "proj_size" in options and plain is not nn.LSTM:
-            continue
+    for options in options_of(plain):
         for x_dtype, h_dtype in itertools.product([torch.float32, dtype], [None, torch.float32, dtype]):
-            # oneDNN's LSTM takes what is padded: all is narrow, if x is float32 or the processor has the instructions.
+            # oneDNN runs a padded LSTM: all dtypes are narrow if x is float32 or the processor supports the narrow one.
             by_onednn = plain is nn.LSTM and form != "packed" and "proj_size" not in options
             if by_onednn and (x_dtype, h_dtype) == (dtype, torch.float32):
                 continue
             ours, theirs = pair(plain, 3, 4, dtype=torch.float32, **options)
-            x, h = arguments(plain, layers=2 if {"bidirectional", "num_layers"} & options.keys() else 1)
-            x, h = x.to(x_dtype), None if h_dtype is None else tree_map(lambda t, d=h_dtype: t.to(d), h)
-            if h is not None and "proj_size" in options:
-                h = h[0][..., :2], h[1]
-            if form == "unbatched":
-                x, h = x.select(-2, 0), tree_map(lambda t: t.select(-2, 0), h) if h is not None else None
-            elif form == "packed":
-                x = pack_padded_sequence(x, torch.tensor([5, 3], device="cpu"))
+            x, h = arguments_in(form, plain, options, x_dtype, h_dtype)
             with autocast(dtype):
-                found = outcome(lambda: dtypes(theirs(x, h)))  # noqa: B023
-                wanted = [dtype] * 3 if found[0] is RuntimeError and by_onednn else found
-                assert dtypes(ours(x, h)) == wanted, (options, x_dtype, h_dtype)
+                expected = outcome(lambda: dtypes(theirs(x, h)))  # noqa: B023
+                if expected[0] is RuntimeError and by_onednn:
+                    expected = [dtype] * 3
+                assert dtypes(ours(x, h)) == expected, (options, x_dtype, h_dtype)
 
 
 @every_class

@@ -1,4 +1,4 @@
-"""What does not fit is refused in the words of torch.nn."""
+"""Invalid arguments raise the errors of torch.nn."""
 
 import re
 
@@ -14,9 +14,11 @@ INFOS = [info for info in common_modules.module_db if info.module_cls in TWINS]
 every_info = pytest.mark.parametrize("info", INFOS, ids=lambda i: i.module_cls.__name__)
 
 
-def nameless(found):
-    """An error without the name of the class whose constructor Python speaks of."""
-    return found if not isinstance(found[0], type) else (found[0], re.sub(r"\w+(?=\.__init__\(\))", "", found[1]))
+def nameless(results):
+    """An error without the class name in Python's message about a constructor."""
+    if not isinstance(results[0], type):
+        return results
+    return results[0], re.sub(r"\w+(?=\.__init__\(\))", "", results[1])
 
 
 @every_info
@@ -29,9 +31,9 @@ def test_all_error_inputs_of_the_module_tests_of_torch(info):
             module = cls(*built.args, **built.kwargs)
             return module(*given.args, **given.kwargs)
 
-        found = outcome(lambda run=run: run(TWINS[info.module_cls]))
-        assert found == outcome(lambda run=run: run(info.module_cls))
-        assert found[0] is case.error_type and re.search(case.error_regex, found[1])
+        results = outcome(lambda run=run: run(TWINS[info.module_cls]))
+        assert results == outcome(lambda run=run: run(info.module_cls))
+        assert results[0] is case.error_type and re.search(case.error_regex, results[1])
 
 
 X = torch.zeros(5, 2, 3)
@@ -81,15 +83,15 @@ def test_errors_are_those_of_torch(plain, case):
         torch.manual_seed(0)
         return cls(**built)(*given)
 
-    found, wanted = (nameless(outcome(lambda cls=cls: run(cls))) for cls in (TWINS[plain], plain))
+    results, wanted = (nameless(outcome(lambda cls=cls: run(cls))) for cls in (TWINS[plain], plain))
     if isinstance(wanted[0], type):
-        assert found == wanted
+        assert results == wanted
     else:  # torch.nn takes it, then we do
-        assert_same(found, wanted, torch.float32)
+        assert_same(results, wanted, torch.float32)
 
 
 @every_class
 def test_sizes_that_are_missing_are_named_as_by_torch(plain):
     for args in [(), (3,)]:
-        found, wanted = (nameless(outcome(lambda cls=cls, args=args: cls(*args))) for cls in (TWINS[plain], plain))
-        assert found == wanted and "hidden_size" in found[1]
+        results, wanted = (nameless(outcome(lambda cls=cls, args=args: cls(*args))) for cls in (TWINS[plain], plain))
+        assert results == wanted and "hidden_size" in results[1]

@@ -1,4 +1,4 @@
-"""Options that do not fit are refused with a ValueError that names what was given and what is allowed."""
+"""Invalid options raise a ValueError that names the value and what is allowed."""
 
 import copy
 import io

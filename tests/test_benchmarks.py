@@ -1,4 +1,4 @@
-"""The benchmark without its clock: its shapes can be built, everybody computes the same, and what it says follows."""
+"""The benchmark without its clock: shapes can be built, contenders agree, and reports follow from the results."""
 
 import dataclasses
 import json
@@ -48,8 +48,8 @@ def test_whoever_can_compute_a_shape_agrees_with_float64(shape, call):
     work = Work(shape)
     with torch.set_grad_enabled(call == "training"):
         exact = tensors(contender(work.double(), "torch", call)())
-        found = {who: contender(work, who, call) for who in ("fusedrnn", *OTHERS)}
-        errors = {who: error(tensors(run()), exact) for who, run in found.items() if run}
+        actual = {who: contender(work, who, call) for who in ("fusedrnn", *OTHERS)}
+        errors = {who: error(tensors(run()), exact) for who, run in actual.items() if run}
     assert {"fusedrnn", "torch"} <= set(errors)
     assert ("loop" in errors) == shape.loop
     standard = call == "forward" and shape.form in ("padded", "step") and not shape.proj and not shape.is_cell_module
@@ -126,9 +126,9 @@ def result(speedup, shape=SHAPES["cpu"][0], ms=1.0, **contenders):
         spread = 0.98, 1.0, 1.02
         return {"ms": [ms * k for k in spread], "error": 1e-7, "speedup": [value * k for k in spread]}
 
-    found = {"fusedrnn": timed(1.0)} | {who: timed(value) for who, value in {"torch": speedup, **contenders}.items()}
+    actual = {"fusedrnn": timed(1.0)} | {who: timed(value) for who, value in {"torch": speedup, **contenders}.items()}
     shape = {"name": shape.name, "call": "forward", "threads": 1, "shape": dataclasses.asdict(shape)}
-    return shape | {"gflop": 1.0, "peak": 2000.0, "roofline": 0.4, "contenders": found}
+    return shape | {"gflop": 1.0, "peak": 2000.0, "roofline": 0.4, "contenders": actual}
 
 
 def run(*results):
@@ -233,22 +233,22 @@ def small_run(tmp_path, *more):
 
 @pytest.mark.slow
 def test_a_small_run_from_end_to_end(tmp_path):
-    done, found = small_run(tmp_path)
+    done, actual = small_run(tmp_path)
     assert done.returncode == 0, done.stderr
-    (one,) = found["results"]
+    (one,) = actual["results"]
     assert (one["name"], one["call"], one["threads"]) == ("LSTM-fp32-1x1x128x128", "forward", 1)
     assert {"fusedrnn", "torch"} <= set(one["contenders"])
     assert re.search(r"LSTM float32 forward 1t +times as fast as torch", done.stdout)
-    assert {"cpu", "cores", "isa", "load average", "commit", "versions"} <= set(found["machine"])
+    assert {"cpu", "cores", "isa", "load average", "commit", "versions"} <= set(actual["machine"])
 
 
 @pytest.mark.slow
 def test_two_checkouts_alternate(tmp_path):
-    done, found = small_run(tmp_path, "--against", str(ROOT))
+    done, actual = small_run(tmp_path, "--against", str(ROOT))
     assert done.returncode == 0, done.stderr
-    (one,) = found["against"]
+    (one,) = actual["against"]
     assert 0.2 < one["ratio"][1] < 5 and one["old"][1] > 0
-    assert found["results"] == [] and re.search(r"every dtype +1t  new/old \d", done.stdout)
+    assert actual["results"] == [] and re.search(r"every dtype +1t  new/old \d", done.stdout)
 
 
 @pytest.mark.slow
@@ -263,9 +263,9 @@ def test_the_memory_of_a_call_is_seen():
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("only Linux tells")
     shape = next(shape for shape in SHAPES["cpu"] if shape.name == "LSTM-fp32-100x64x128x128")
-    found = bench.memory(shape, "forward", 1, None)
+    actual = bench.memory(shape, "forward", 1, None)
     output = 100 * 64 * 128 * 4
-    assert all(output < count < 40 * output for count in found.values()), found
+    assert all(output < count < 40 * output for count in actual.values()), actual
 
 
 @pytest.mark.parametrize("source", ["made up", "recorded"])

@@ -90,18 +90,18 @@ def saved_whole(module):
 def states_zeroed_in_place_between_calls(module):
     """A rollout as of reinforcement learning."""
     x, h = input_and_state(module)
-    found, done = [], torch.tensor([True, False])
+    results, done = [], torch.tensor([True, False])
     with torch.no_grad():
         for _ in range(3):
             result = module(x, h)
             h = result if is_cell(module) else result[1]
-            found += [t.clone() for t in tensors(result)]
+            results += [t.clone() for t in tensors(result)]
             for state in tree_leaves(h):
                 if is_cell(module):
                     state[done] = 0
                 else:
                     state[:, done] = 0
-    return found
+    return results
 
 
 def outputs_put_into_a_buffer(module):
@@ -207,18 +207,18 @@ def averages_swapped_in(module):
     """An exponential moving average, evaluated in place of the weights, which come back then."""
     module = copy.deepcopy(module)
     average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
-    found = []
+    results = []
     for _ in range(2):
         with torch.no_grad():
             for p in module.parameters():
                 p.add_(0.1)
         average.update_parameters(module)
-        found.append(run(module))
+        results.append(run(module))
         for _ in range(2):  # there and back
             for p, q in zip(module.parameters(), average.module.parameters(), strict=True):
                 p.data, q.data = q.data, p.data
-            found.append(run(module))
-    return found
+            results.append(run(module))
+    return results
 
 
 def data_swapped(module):
@@ -338,8 +338,8 @@ CASES += [(quantised_by_fx_but_for_the_layer, plain) for plain in (nn.LSTM, nn.G
 @pytest.mark.filterwarnings("ignore")
 def test_a_client_gets_what_torch_gives(way, plain):
     ours, theirs = pair(plain, 3, 4)
-    found, wanted = way(ours), way(theirs)
-    assert_same(found, wanted, tensors(wanted)[0].dtype)
+    results, wanted = way(ours), way(theirs)
+    assert_same(results, wanted, tensors(wanted)[0].dtype)
 
 
 def traced_by_fx_as_the_root(module):

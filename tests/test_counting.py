@@ -1,4 +1,4 @@
-"""What tools that count operations and profile see of a layer."""
+"""FLOP counters and profilers on a layer."""
 
 import pytest
 import torch
@@ -37,8 +37,8 @@ def test_as_many_operations_are_counted_as_with_torch(plain, wanted):
     options = {} if "Cell" in plain.__name__ else {"bidirectional": True, "num_layers": 2}
     ours, theirs = pair(plain, 3, 5, **options)
     x, h = arguments(plain, H=5, layers=4)
-    found = flops(ours, x, h, WANTED[wanted])
-    assert found == flops(theirs, x, h, WANTED[wanted]) and min(found) > 0
+    results = flops(ours, x, h, WANTED[wanted])
+    assert results == flops(theirs, x, h, WANTED[wanted]) and min(results) > 0
 
 
 def test_operations_of_a_projection_are_counted():

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU: every tier against the reference, modules against torch.nn, and what only a GPU has."""
+"""The CUDA kernels on a GPU: every tier against the reference, modules against torch.nn, and GPU-only features."""
 
 import os
 
@@ -60,8 +60,8 @@ def run(function, mode, inputs):
     outputs = [t for kind in function(mode, inputs) for t in kind if t is not None]
     torch.manual_seed(1)
     grads = [torch.randn(t.shape, dtype=torch.float64).to(t) for t in outputs]
-    found = torch.autograd.grad(outputs, inputs.differentiable(), grads, allow_unused=True)
-    return [None if t is None else t.detach().cpu() for t in (*outputs, *found)]
+    results = torch.autograd.grad(outputs, inputs.differentiable(), grads, allow_unused=True)
+    return [None if t is None else t.detach().cpu() for t in (*outputs, *results)]
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -73,7 +73,7 @@ def test_every_tier_equals_the_reference(tier, mode, H, dtype, batch):
     given = {"N": 3, **BATCHES[batch]}
     N = len(given.get("lengths", ())) or given.pop("N")
     given.pop("N", None)
-    inputs = make_layer(mode, 2, 6, N, 7, H, H, True, dtype, **given)
+    inputs = make_layer(mode, dtype, D=2, T=6, N=N, I=7, H=H, **given)
     if "regularised" in batch:
         h_mask = torch.rand(inputs.initial[0].shape).gt(0.3).to(dtype).div(0.7)
         zones = [torch.rand(len(inputs.x), 2 * H) < 0.4 for _ in inputs.initial]
@@ -102,10 +102,10 @@ def test_the_modules_are_as_exact_as_those_of_torch(plain, dtype, T, N, H, optio
     exact, exact_x = pair(plain, 32, H, **options)[1].to(DEVICE), x.detach().double().requires_grad_()
     exact.load_state_dict({k: v.double() for k, v in theirs.state_dict().items()})
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):  # torch's own default: both may use TF32
-        found = [results_and_gradients(m, x, inputs=(x,)) for m in (ours, theirs)]
+        results = [results_and_gradients(m, x, inputs=(x,)) for m in (ours, theirs)]
     wanted = results_and_gradients(exact, exact_x, inputs=(exact_x,))
     least = max(floor(dtype, 0), 2**-10 if dtype == torch.float32 else 0)  # TF32 has 10 bits
-    for a, b, c in zip(*(sum(map(list, r), []) for r in (*found, wanted)), strict=True):
+    for a, b, c in zip(*(sum(map(list, r), []) for r in (*results, wanted)), strict=True):
         assert distance(a, c) <= RATIO * distance(b, c) + 4 * least
 
 
@@ -115,8 +115,8 @@ def test_a_packed_sequence_and_a_projection(plain):
     ours, theirs = (m.to(DEVICE) for m in pair(plain, 6, 20, bidirectional=True, **options))
     x = torch.randn(7, 4, 6, dtype=torch.float64, device=DEVICE)
     packed = pack_padded_sequence(x, torch.tensor([3, 7, 1, 5]), enforce_sorted=False)
-    found, wanted = (results_and_gradients(m, packed) for m in (ours, theirs))
-    for a, b in zip(sum(map(list, found), []), sum(map(list, wanted), []), strict=True):
+    results, wanted = (results_and_gradients(m, packed) for m in (ours, theirs))
+    for a, b in zip(sum(map(list, results), []), sum(map(list, wanted), []), strict=True):
         assert distance(a, b) <= SAME[torch.float64]
 
 
@@ -160,13 +160,13 @@ def test_two_streams_at_once_do_not_disturb_each_other():
     wanted = ours(x)[0]
     streams = [torch.cuda.Stream() for _ in range(2)]
     torch.cuda.synchronize()
-    found = []
+    results = []
     for _ in range(10):
         for stream in streams:
             with torch.cuda.stream(stream):
-                found.append(ours(x)[0])
+                results.append(ours(x)[0])
     torch.cuda.synchronize()
-    assert all(torch.equal(y, wanted) for y in found)
+    assert all(torch.equal(y, wanted) for y in results)
 
 
 def test_tensors_that_are_not_dense_or_not_aligned():

@@ -36,10 +36,10 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch)
 
 
 DOCSTRINGS = {
-    name: found
+    name: test
     for name in fusedrnn.__all__
-    for found in doctest.DocTestFinder(recurse=False).find(getattr(fusedrnn, name), name)
-    if found.examples
+    for test in doctest.DocTestFinder(recurse=False).find(getattr(fusedrnn, name), name)
+    if test.examples
 }
 
 
@@ -79,10 +79,10 @@ def measured(row: str, call: str) -> dict[str, float]:
     dtype = {"bfloat16": "bf16"}.get(*rest, "fp32") if rest else "fp32"
     form = "-step" if T == "1" else "-packed" if "packed" in rest else ""
     name = f"{cell}-{dtype}-{T}x{N}x{H}x{H}{form}"
-    [found] = [
+    [result] = [
         r for r in json.loads(RESULTS.read_text())["results"] if (r["name"], r["call"], r["threads"]) == (name, call, 2)
     ]
-    return {who: c["ms"][1] for who, c in found["contenders"].items()}
+    return {who: c["ms"][1] for who, c in result["contenders"].items()}
 
 
 def test_the_performance_table_shows_what_was_measured():

@@ -1,4 +1,4 @@
-"""The emulator that runs CUDA kernels on the CPU: right kernels pass under every schedule, wrong ones are found out."""
+"""The emulator that runs CUDA kernels on the CPU: correct kernels pass every schedule, faulty ones are detected."""
 
 import os
 import re
@@ -19,7 +19,7 @@ RIGHT = [
     "mma_float16", "mma_tf32", "within_bounds", "matrix_without_conflicts",
 ]  # fmt: skip
 
-# what is reported under every schedule
+# reported under every schedule
 WRONG = {
     "block_barrier_missing": "wrong",
     "warp_barrier_missing": "wrong",
@@ -44,7 +44,7 @@ WRONG = {
     "refuse_cluster_on_sm_80": "clusters of 2",
 }
 
-# what only some policies find: why there are several
+# reported under some policies only, which is why there are several
 SEEN_BY = {
     "flags_without_cooperation": ("deadlock", ["random", "priority"]),
     "grid_barrier_without_cooperation": ("without a cooperative launch", ["random", "priority"]),
@@ -61,7 +61,7 @@ def features():
 
 
 def outcomes(program: Path, feature: str, policy: str, schedules: int = SCHEDULES) -> list[str]:
-    """One a schedule; where a sanitizer or the watchdog ends the program, what it says."""
+    """One per schedule: the report, or the message of the sanitizer or watchdog that ended the program."""
     done = subprocess.run(
         [program, feature, str(POLICIES.index(policy)), str(schedules)],
         capture_output=True,
@@ -87,9 +87,9 @@ def test_a_right_kernel_is_right_under_every_schedule(features, feature, policy)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("feature", WRONG)
 def test_a_wrong_kernel_is_found_out_under_every_schedule(features, feature, policy):
-    found = outcomes(features(), feature, policy)
-    assert len(found) == SCHEDULES
-    assert [report for report in found if not re.search(WRONG[feature], report)] == []
+    results = outcomes(features(), feature, policy)
+    assert len(results) == SCHEDULES
+    assert [report for report in results if not re.search(WRONG[feature], report)] == []
 
 
 @pytest.mark.parametrize("feature", SEEN_BY)
@@ -118,8 +118,8 @@ def test_address_sanitizer_sees_an_overrun_into_the_next_array(features):
 
 @pytest.mark.parametrize("mode", ["asan", "tsan"])
 def test_the_sanitizers_find_nothing_in_right_kernels(features, mode):
-    found = {feature: outcomes(features(mode), feature, "priority", 3) for feature in RIGHT}
-    assert found == {feature: ["right"] * 3 for feature in RIGHT}
+    results = {feature: outcomes(features(mode), feature, "priority", 3) for feature in RIGHT}
+    assert results == {feature: ["right"] * 3 for feature in RIGHT}
 
 
 @pytest.mark.parametrize(

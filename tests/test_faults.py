@@ -34,7 +34,7 @@ def preloaded(tmp_path_factory):
 
 
 def run_alone(environment, name, *arguments):
-    """Runs a function of this file in a process of its own and returns what it prints."""
+    """Runs a function of this file in a separate process and returns its output."""
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(fusedrnn.__file__).parents[1]), *sys.path])
     command = [sys.executable, __file__, name, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
@@ -76,19 +76,19 @@ def fail_each_allocation(module):
             fusedrnn.empty_cache()
             faults.fail_after(place)
             try:
-                found = attempt()
+                results = attempt()
                 ended = faults.allocations_left() > 0
             except (MemoryError, RuntimeError) as error:
-                ended, found, text = False, None, str(error)
+                ended, results, text = False, None, str(error)
                 errors += 1
                 assert not text or "alloc" in text or "memory" in text, text
             finally:
                 faults.fail_after(0)
-            for a, b in zip([found] if isinstance(found, torch.Tensor) else found or [], expected, strict=False):
+            for a, b in zip([results] if isinstance(results, torch.Tensor) else results or [], expected, strict=False):
                 assert torch.equal(a, b)
             if ended:
                 break
-            if found is None:
+            if results is None:
                 assert all(map(torch.equal, backward(forward()), expected))
         assert errors > 10, f"{errors} of {place} allocations led to an error"
         places += place - 1
@@ -101,7 +101,7 @@ def test_an_allocation_that_fails_is_one_error(threads, preloaded):
 
 
 def lose_cores(threads):
-    """A member of a team stands still in the midst of a pass; its team is given up, and the results are the same."""
+    """A thread of the team stops in the middle of a pass: the team is abandoned, and the results are the same."""
     torch.manual_seed(0)
     faults, main, threads = ctypes.CDLL(None), threading.get_native_id(), int(threads)
     faults.stall_on(signal.SIGUSR1)
@@ -117,8 +117,8 @@ def lose_cores(threads):
         def forward(layer=layer, x=x):
             return layer(x)
 
-        def backward(found, leaves=(x, *leaves)):
-            y, states = found
+        def backward(results, leaves=(x, *leaves)):
+            y, states = results
             states = states if isinstance(states, tuple) else (states,)
             grads = torch.autograd.grad([y, *states], leaves, [y, *states], retain_graph=True)
             return [t.detach().clone() for t in (y, *states, *grads)]
@@ -138,9 +138,9 @@ def lose_cores(threads):
 
                 thread = threading.Thread(target=stall)
                 thread.start()
-                found = attempt()
+                results = attempt()
                 thread.join()
-                assert all(map(torch.equal, found, expected)), (layer, victim == main)
+                assert all(map(torch.equal, results, expected)), (layer, victim == main)
     print("same")
 
 
@@ -151,7 +151,7 @@ def test_results_are_the_same_where_a_thread_lost_its_core(threads, preloaded):
 
 
 def call_while_memory_is_freed():
-    """What other threads and a forked process find while one thread gives the memory of gone tensors back."""
+    """Other threads and a forked process allocate while one thread releases the memory of freed tensors."""
     torch.set_num_threads(1)
     faults, layer, x = ctypes.CDLL(None), fusedrnn.FusedRNN(1, 64), torch.ones(64, 128, 1)
 

@@ -1,4 +1,4 @@
-"""Layers of few units and many rows are PyTorch's own operations, with everything that a layer of ours has."""
+"""Layers of few units and many rows run PyTorch's operations, with all features of the package's layers."""
 
 import pytest
 import torch
@@ -15,10 +15,10 @@ ROWS = scan.MANY_ROWS
 @pytest.fixture
 def calls(monkeypatch):
     """How often PyTorch's layer is used."""
-    found = []
+    results = []
     layer = reference.torch_layer
-    monkeypatch.setattr(reference, "torch_layer", lambda *args: found.append(args) or layer(*args))
-    return found
+    monkeypatch.setattr(reference, "torch_layer", lambda *args: results.append(args) or layer(*args))
+    return results
 
 
 @only_on_cpu

@@ -1,4 +1,4 @@
-"""What a GPU is for can be rehearsed without one: .ci/gpu with a python that does nothing, and benchmarks on a CPU."""
+"""A rehearsal of the GPU runs without one: .ci/gpu with a dummy python, and the GPU benchmarks on a CPU."""
 
 import os
 import subprocess
@@ -51,8 +51,8 @@ def test_a_command_that_takes_too_long_is_stopped(tmp_path):
 def test_the_shapes_of_a_gpu_are_compared_and_timed_beside_torch():
     args = bench.options(["--seconds", "0.001"])
     shape = next(shape for shape in SHAPES["cuda"] if shape.form == "reset" and shape.dtype == "bfloat16")
-    found = bench.compare(bench.dataclasses.replace(shape, T=9, N=2, I=3, H=4), "training", 1, args)
-    assert set(found["contenders"]) == {"fusedrnn", "torch"}
+    results = bench.compare(bench.dataclasses.replace(shape, T=9, N=2, I=3, H=4), "training", 1, args)
+    assert set(results["contenders"]) == {"fusedrnn", "torch"}
 
 
 class Event:

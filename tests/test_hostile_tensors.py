@@ -1,4 +1,4 @@
-"""Tensors that are not what they seem, in every place: what torch.nn computes is computed, and the rest is an error.
+"""Unusual tensors as every argument: what torch.nn computes is computed, everything else is an error.
 
 A crash or a hang is a failure like others: cases run in processes forked from one that has imported torch, those of a
 kind and class together, or each in its own with ``python tests/test_hostile_tensors.py --apart [kind ...]``.
@@ -108,7 +108,7 @@ def negated(t):
 
 
 LATE = "freed between forward and backward"
-KINDS = {  # what is done to a plain tensor
+KINDS = {  # how it is made from a plain tensor
     "wrapper": lambda t: Wrapper(doubled(t)),
     "subclass with operations": lambda t: doubled(t).as_subclass(Halved),
     "subclass": lambda t: t.as_subclass(Named),
@@ -133,7 +133,7 @@ KINDS = {  # what is done to a plain tensor
     "copied when written": torch._lazy_clone,
 }
 SINGLE = {"mkldnn", "quantised"}  # of float32 only
-# What is computed in every place; torch.nn does so but for inner errors where zero and functional tensors meet others.
+# Computed in every place; as in torch.nn, apart from internal errors for zero and functional tensors beside others.
 COMPUTED = {
     "wrapper",
     "subclass",
@@ -144,9 +144,9 @@ COMPUTED = {
     "part of a conjugated",
     "copied when written",
 }
-# Refused in every place. torch.nn may crash or read what is not there, and runs nested input of equal lengths.
+# An error in every place. torch.nn may crash or read out of bounds, and runs nested input of equal lengths.
 REFUSED = {"without memory", "with too little memory", LATE, "nested", "jagged", "quantised", "mkldnn"}
-# Computed, or refused as what autograd cannot keep. torch.nn keeps fewer of the parameters.
+# Computed, or an error since autograd cannot save it. torch.nn saves fewer of the parameters.
 EITHER = {"inference"}
 # For all others torch.nn is asked: autograd for one takes memory of gradients as it is, whatever their class.
 
@@ -170,51 +170,66 @@ def cases():
                 yield kind, place, plain.__name__
 
 
+class Given:
+    """Makes tensors, and applies `change` to the one in `place`."""
+
+    def __init__(self, change, place, dtype):
+        self.change, self.place, self.dtype = change, place, dtype
+        self.late = []  # tensors that are changed between forward and backward
+
+    def new(self, *size):
+        return torch.randn(*size, dtype=torch.float64).to(self.dtype)
+
+    def __call__(self, t, *places):
+        if self.place not in places:
+            return t
+        if self.change is KINDS[LATE]:
+            self.late.append(t)
+            return t
+        return self.change(t)
+
+    def parameters(self, module):
+        for name in [name for name, _ in module.named_parameters()]:
+            if self.place == "all" or name.startswith(self.place):
+                if self.change is KINDS[LATE]:
+                    self.late.append(module._parameters[name])
+                else:
+                    setattr(module, name, self.change(module._parameters.pop(name).detach()))
+
+    def options(self, states):
+        if self.place not in OPTIONS:
+            return {}
+        state = [self(self.new(1, N, H), "reset_state") for _ in states]
+        return {
+            "lengths": self(torch.tensor([5, 3]), "lengths"),
+            "reset": self(torch.rand(T, N) < 0.4, "reset"),
+            "reset_state": tuple(state) if len(state) > 1 else state[0],
+        }
+
+
 def call(module, plain, change, place, dtype):
-    """Outputs and gradients, where ``change`` makes what is in ``place``."""
+    """Outputs and gradients, with ``change`` applied to the tensor in ``place``."""
     cell, lstm = "Cell" in plain.__name__, "LSTM" in plain.__name__
     torch.manual_seed(1)
-
-    def new(*size):
-        return torch.randn(*size, dtype=torch.float64).to(dtype)
-
-    late = []
-
-    def given(t, *places):
-        if place in places and change is KINDS[LATE]:
-            late.append(t)
-        elif place in places:
-            return change(t)
-        return t
-
+    given = Given(change, place, dtype)
+    new = given.new
     x = given(new(N, I) if cell else new(T, N, I), "input", "all")
     states = [given(new(N, H) if cell else new(1, N, H), name, "all") for name in (["h0", "c0"] if lstm else ["h0"])]
-    for name in [name for name, _ in module.named_parameters()]:
-        if place == "all" or name.startswith(place):
-            if change is KINDS[LATE]:
-                late.append(module._parameters[name])
-            else:
-                setattr(module, name, change(module._parameters.pop(name).detach()))
-    options = {}
-    if place in OPTIONS:
-        options["lengths"] = given(torch.tensor([5, 3]), "lengths")
-        options["reset"] = given(torch.rand(T, N) < 0.4, "reset")
-        state = [given(new(1, N, H), "reset_state") for _ in states]
-        options["reset_state"] = tuple(state) if lstm else state[0]
-    output = tensors(module(x, tuple(states) if lstm else states[0], **options))
+    given.parameters(module)
+    output = tensors(module(x, tuple(states) if lstm else states[0], **given.options(states)))
     y = output[0]
     leaves, dy = list(module.parameters()), new(*y.shape)
     given(y, "output")
-    for t in late:
+    for t in given.late:
         change(t.detach())
-    if place == "gradient" or late:
+    if place == "gradient" or given.late:
         return output, torch.autograd.grad(y, leaves, given(dy, "gradient"))
     loss = sum(t.sum() for t in output)
     return output, torch.autograd.grad(loss, leaves) if leaves and loss.requires_grad else ()
 
 
 def values(results):
-    """Plain tensors, or what a tensor without values is."""
+    """Plain tensors, or the type and shape of a tensor without values."""
 
     def value(t):
         if type(t).__name__ == "FakeTensor" or t.is_meta:
@@ -236,35 +251,11 @@ def outcome(run):
         return f"{type(error).__name__}: {error}"
 
 
-def judge(kind, place, name):
-    """ "same", "refused" or "cannot be made", and else what is wrong."""
-    plain, change = getattr(nn, name), KINDS[kind]
-    dtype = torch.float32 if kind in SINGLE else torch.float64
-    ours, theirs = pair(plain, I, H, dtype=dtype)
-    copy_of_ours = copy.deepcopy(ours)
-    try:
-        change(torch.ones(2, 3, dtype={"lengths": torch.int64, "reset": torch.bool}.get(place, dtype)))
-    except Exception:
-        return "cannot be made"
-    found = outcome(lambda: call(ours, plain, change, place, dtype))
-    refused = isinstance(found, str)
-    if kind == LATE and hasattr(copy_of_ours, "recompute"):
-        copy_of_ours.recompute = True
-        refused = refused and isinstance(outcome(lambda: call(copy_of_ours, plain, change, place, dtype)), str)
-    if kind in REFUSED or kind == "meta" and place != "all":
-        return "refused" if refused else f"computed {found}"
-    zeroed = torch.zeros_like if kind == "zero" else torch.clone
-    wanted = outcome(lambda: call(copy_of_ours, plain, zeroed, place, dtype))
-    if place not in OPTIONS and kind not in COMPUTED | EITHER:
-        theirs = outcome(lambda: call(theirs, plain, change, place, dtype))
-        if isinstance(theirs, str):
-            return "refused" if refused else f"computed, but torch.nn gives {theirs}"
-        wanted = theirs
-    if refused:
-        return "refused" if kind in EITHER or place in OPTIONS and kind not in COMPUTED else f"gave {found}"
-    if len(found) != len(wanted):
-        return f"{len(found)} results instead of {len(wanted)}"
-    for a, b in zip(found, wanted, strict=True):
+def difference(ours, wanted, dtype):
+    """ "same", or how the first value differs."""
+    if len(ours) != len(wanted):
+        return f"{len(ours)} results instead of {len(wanted)}"
+    for a, b in zip(ours, wanted, strict=True):
         if isinstance(a, tuple) or isinstance(b, tuple):
             if a != b:
                 return f"{a} instead of {b}"
@@ -273,8 +264,53 @@ def judge(kind, place, name):
     return "same"
 
 
+def can_be_made(change, place, dtype):
+    try:
+        change(torch.ones(2, 3, dtype={"lengths": torch.int64, "reset": torch.bool}.get(place, dtype)))
+    except Exception:
+        return False
+    return True
+
+
+def must_be_refused(kind, place):
+    return kind in REFUSED or kind == "meta" and place != "all"
+
+
+def may_be_refused(kind, place):
+    return kind in EITHER or place in OPTIONS and kind not in COMPUTED
+
+
+def judge(kind, place, name):
+    """ "same", "refused" or "cannot be made", otherwise what is wrong."""
+    plain, change = getattr(nn, name), KINDS[kind]
+    dtype = torch.float32 if kind in SINGLE else torch.float64
+    if not can_be_made(change, place, dtype):
+        return "cannot be made"
+
+    def outcome_of(module, change=change):
+        return outcome(lambda: call(module, plain, change, place, dtype))
+
+    ours, theirs = pair(plain, I, H, dtype=dtype)
+    copy_of_ours = copy.deepcopy(ours)
+    result = outcome_of(ours)
+    refused = isinstance(result, str)
+    if kind == LATE and hasattr(copy_of_ours, "recompute"):
+        copy_of_ours.recompute = True
+        refused = refused and isinstance(outcome_of(copy_of_ours), str)
+    if must_be_refused(kind, place):
+        return "refused" if refused else f"computed {result}"
+    wanted = outcome_of(copy_of_ours, torch.zeros_like if kind == "zero" else torch.clone)
+    if place not in OPTIONS and kind not in COMPUTED | EITHER:
+        wanted = outcome_of(theirs)
+        if isinstance(wanted, str):
+            return "refused" if refused else f"computed, but torch.nn gives {wanted}"
+    if refused:
+        return "refused" if may_be_refused(kind, place) else f"gave {result}"
+    return difference(result, wanted, dtype)
+
+
 def run(group):
-    """Judges the cases in a process of their own, and prints what is said of each."""
+    """Judges the cases in a separate process and prints each verdict."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -293,7 +329,7 @@ def run(group):
 
 def run_all(apart, kinds):
     torch.set_num_threads(1)
-    with torch.no_grad():  # what PyTorch imports when it is first needed, once for all
+    with torch.no_grad():  # triggers the lazy imports of PyTorch before the process forks
         judge("subclass", "input", "LSTM")
     chosen = [case for case in cases() if not kinds or case[0] in kinds]
     for _, group in itertools.groupby(chosen, key=(lambda case: case) if apart else (lambda case: case[::2])):
@@ -309,11 +345,11 @@ def verdicts():
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True, check=True
     )
-    found = collections.defaultdict(dict)
+    actual = collections.defaultdict(dict)
     for line in done.stdout.splitlines():
         kind, place, name, verdict = line.split("\t")
-        found[kind][place, name] = verdict
-    return found
+        actual[kind][place, name] = verdict
+    return actual
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -30,13 +30,13 @@ def output(module, steps=T):
 
 @pytest.fixture
 def module():
-    fusedrnn.empty_cache()  # of what other tests left
+    fusedrnn.empty_cache()  # cached by other tests
     return fusedrnn.FusedRNN(1, H)
 
 
 def test_a_tensor_gets_the_memory_of_one_that_is_gone(module):
     large = 50 * T  # 100 MiB
-    for steps in (large, large - 1, large // 2):  # up to half of it may be left over
+    for steps in (large, large - 1, large // 2):  # a cached block may be up to twice as large
         gone = output(module, large)
         place = gone.data_ptr()
         del gone
@@ -116,7 +116,7 @@ def test_in_a_process_of_its_own(claim):
 
 @torch.no_grad()
 def test_calls_of_any_size_follow_each_other():
-    """What the kernels keep for themselves is as large as the largest call needs, but no more than 64 MiB."""
+    """The workspace that is kept is as large as the largest call needs, but no more than 64 MiB."""
     for size in (8, 300, 1100, 8, 1100, 300):
         ours, theirs = (kind(size, size, bidirectional=True) for kind in (fusedrnn.FusedLSTM, torch.nn.LSTM))
         ours.load_state_dict(theirs.state_dict())

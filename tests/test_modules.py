@@ -35,8 +35,8 @@ def test_all_inputs_of_the_module_tests_of_torch(info):
     count = 0
     for (ours, theirs), given in samples(info):
         inputs = [t for t in tensors(given.args) if t.requires_grad]
-        found, wanted = (results_and_gradients(m, *given.args, inputs=inputs, **given.kwargs) for m in (ours, theirs))
-        assert_same(found, wanted)
+        results, wanted = (results_and_gradients(m, *given.args, inputs=inputs, **given.kwargs) for m in (ours, theirs))
+        assert_same(results, wanted)
         assert repr(ours) == "Fused" + repr(theirs)
         count += 1
     assert count >= 2
@@ -62,11 +62,11 @@ def test_gradients_of_both_orders_against_finite_differences(info):
 
 @every_class
 def test_parameters_have_the_same_names_shapes_and_values(plain):
-    found = []
+    results = []
     for cls in (plain, TWINS[plain]):
         torch.manual_seed(3)
-        found.append(cls(3, 4).state_dict())
-    theirs, ours = found
+        results.append(cls(3, 4).state_dict())
+    theirs, ours = results
     assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -192,17 +192,17 @@ def test_final_states_are_fresh_and_writable(plain, grad):
     for module in (ours, theirs):
         module.requires_grad_(grad)
     if "Cell" in plain.__name__:
-        found = tree_leaves(ours(x, h))
+        results = tree_leaves(ours(x, h))
     else:
         output, state = ours(x, h)
-        found = tree_leaves(state)
+        results = tree_leaves(state)
     storages = [t.untyped_storage().data_ptr() for t in tree_leaves([x, h, list(ours.parameters())])]
-    assert not {t.untyped_storage().data_ptr() for t in found} & set(storages)
+    assert not {t.untyped_storage().data_ptr() for t in results} & set(storages)
     if "Cell" in plain.__name__:
         return
     before = output.clone()
     with torch.no_grad():
-        for t in found:
+        for t in results:
             t[:, 0] = 7.0
     assert torch.equal(output, before)
     if grad:
@@ -217,9 +217,9 @@ def test_frozen_parameters_and_undefined_gradients(plain):
         for module in (ours, theirs):
             for n, p in enumerate(module.parameters()):
                 p.requires_grad_(n == chosen)
-        found = [torch.autograd.grad(tree_leaves(m(*args))[-1].sum(), [p for p in m.parameters() if p.requires_grad])
+        results = [torch.autograd.grad(tree_leaves(m(*args))[-1].sum(), [p for p in m.parameters() if p.requires_grad])
                  for args in [arguments(plain)] for m in (ours, theirs)]  # fmt: skip
-        assert_same(*found)
+        assert_same(*results)
 
 
 @every_class
@@ -236,13 +236,13 @@ def test_the_same_backward_twice_has_the_same_bits(plain):
 def test_results_do_not_depend_on_the_number_of_threads(plain):
     ours, _ = pair(plain, 40, 96, dtype=torch.float32)
     x, h = arguments(plain, 40, 96, 24, 30, dtype=torch.float32, grad=True)
-    found = []
+    results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         output = tree_leaves(ours(x, h))
         inputs = [x, *tree_leaves(h), *ours.parameters()]
-        found.append([*output, *torch.autograd.grad(sum(t.square().sum() for t in output), inputs)])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        results.append([*output, *torch.autograd.grad(sum(t.square().sum() for t in output), inputs)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @every_sequence
@@ -252,15 +252,15 @@ def test_attributes_can_change_between_calls(plain, device):
     for module in (ours, theirs):
         module.batch_first = True
         module.dropout = 0.5
-    found = []
+    results = []
     for module in (ours, theirs):
         torch.manual_seed(5)
-        found.append(module(x))
+        results.append(module(x))
     if device == "cpu":  # torch's generator, drawn in the same order; cuDNN has its own
-        assert_same(*found)
+        assert_same(*results)
     ours.eval(), theirs.eval()
     assert_same(ours(x), theirs(x))
-    assert not torch.equal(found[0][0], ours(x)[0])
+    assert not torch.equal(results[0][0], ours(x)[0])
 
 
 @every_sequence
@@ -308,15 +308,15 @@ def test_a_copied_constructor_sets_the_forget_bias():
 def test_signatures_are_those_of_torch_and_options_come_by_keyword(plain):
     parameters = inspect.signature(TWINS[plain]).parameters.values()
     given = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    own = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    keyword_only = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     if "Cell" in plain.__name__:
-        assert given == list(inspect.signature(plain).parameters) and not own
+        assert given == list(inspect.signature(plain).parameters) and not keyword_only
         return
     wanted = list(inspect.signature(nn.RNNBase.__init__).parameters)[2:]  # without self and mode
     wanted[3:3] = ["nonlinearity"] if plain is nn.RNN else []
     assert given == wanted
     only_lstm = {"zoneout_c", "forget_bias"} if plain is nn.LSTM else set()
-    assert set(own) == {"recurrent_dropout", "zoneout_h", "weight_drop", "recompute"} | only_lstm
+    assert set(keyword_only) == {"recurrent_dropout", "zoneout_h", "weight_drop", "recompute"} | only_lstm
 
 
 @every_class

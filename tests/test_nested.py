@@ -1,4 +1,4 @@
-"""Nested tensors of layout torch.jagged: each row is what torch.nn makes of it alone, and comes back nested."""
+"""Nested tensors of layout torch.jagged: each row as torch.nn computes it alone, and nested output."""
 
 import pytest
 import torch
@@ -37,37 +37,38 @@ def test_each_row_is_what_torch_makes_of_it(plain, options, given):
     states = states if isinstance(states, tuple) else (states,)
     rows = rows_of()
 
-    def loss(found):
-        return sum((t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view(t.shape)).sum() for t in found)
+    def loss(outs):
+        return sum((t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view(t.shape)).sum() for t in outs)
 
-    def leaves(module):
-        return [*module.parameters(), *rows, *(states if given else ())]
+    def gradients(outs, module):
+        leaves = [*module.parameters(), *rows, *(states if given else ())]
+        return torch.autograd.grad(loss(outs), leaves, allow_unused=True, materialize_grads=True)
 
     for t in (*rows, *states):
         t.requires_grad_()
-    lstm = plain is nn.LSTM
     x = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-    output, final = ours(x, (states if lstm else states[0]) if given else None)
+    output, final = ours(x, (states if plain is nn.LSTM else states[0]) if given else None)
     assert output.shape[1] == x.shape[1] and output.offsets() is x.offsets()
-    final = final if lstm else (final,)
+    results = [output.values(), *(final if plain is nn.LSTM else (final,))]
+    expected = row_by_row(theirs, rows, states, given, output.size(2))
+    assert_same(results, expected)
+    assert_same(gradients(results, ours), gradients(expected, theirs))
+
+
+def row_by_row(module, rows, states, given, width):
+    """The results of torch.nn's module for the rows, one after the other."""
+    lstm, batch_dim = isinstance(module, nn.LSTM), 0 if module.batch_first else 1
     outputs, finals = [], []
     for n, row in enumerate(rows):
-        own = tuple(s[:, n : n + 1] for s in states)
+        hx = tuple(s[:, n : n + 1] for s in states)
         if not len(row):  # torch.nn takes no empty sequence
-            outputs.append(row.new_zeros(0, output.size(2)) + 0 * row.sum())
-            finals.append(own if given else tuple(torch.zeros_like(s) for s in own))
+            outputs.append(row.new_zeros(0, width) + 0 * row.sum())
+            finals.append(hx if given else tuple(torch.zeros_like(s) for s in hx))
             continue
-        row = row.unsqueeze(0 if ours.batch_first else 1)
-        y, state = theirs(row, (own if lstm else own[0]) if given else None)
-        outputs.append(y.squeeze(0 if ours.batch_first else 1))
+        y, state = module(row.unsqueeze(batch_dim), (hx if lstm else hx[0]) if given else None)
+        outputs.append(y.squeeze(batch_dim))
         finals.append(state if lstm else (state,))
-    wanted = [torch.cat(outputs), *(torch.cat(parts, 1) for parts in zip(*finals, strict=True))]
-    found = [output.values(), *final]
-    assert_same(found, wanted)
-    assert_same(*(
-        torch.autograd.grad(loss(outs), leaves(module), allow_unused=True, materialize_grads=True)
-        for outs, module in ((found, ours), (wanted, theirs))
-    ))  # fmt: skip
+    return [torch.cat(outputs), *(torch.cat(parts, 1) for parts in zip(*finals, strict=True))]
 
 
 @every_sequence
@@ -79,12 +80,12 @@ def test_options_of_the_call_are_those_of_lengths(plain, wanted):
     padded, padded_reset = (t.to_padded_tensor(0, (4, 5, *t.shape[2:])).transpose(0, 1) for t in (x, reset))
     _, state = arguments(plain, N=1, layers=4)
     options = {"reset_state": state, "return_state_sequence": wanted}
-    found = ours(x, reset=reset, **options)
+    actual = ours(x, reset=reset, **options)
     same = ours(padded, lengths=lengths, reset=padded_reset, **options)
     behind = torch.arange(5) < lengths[:, None]
     same = [t.transpose(0, 1)[behind] if t.shape[:2] == (5, 4) else t for t in tensors(same)]
-    assert_same(results(found), same)
-    assert (x + found[0].sum(-1, keepdim=True)).shape[1] == x.shape[1]
+    assert_same(results(actual), same)
+    assert (x + actual[0].sum(-1, keepdim=True)).shape[1] == x.shape[1]
 
 
 @every_sequence

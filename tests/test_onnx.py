@@ -1,4 +1,4 @@
-"""torch.onnx.export gives standard nodes, and ONNX Runtime the same numbers with other sizes than those exported."""
+"""torch.onnx.export writes standard nodes, and ONNX Runtime computes the same for other sizes than those exported."""
 
 import io
 import logging
@@ -40,8 +40,8 @@ def export(module, args, dynamo):
 
 def assert_the_same_numbers(module, model, *args):
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    found = session.run(None, {i.name: t.numpy() for i, t in zip(session.get_inputs(), args, strict=True)})
-    for a, b in zip(found, tree_leaves(module(*args)), strict=True):
+    results = session.run(None, {i.name: t.numpy() for i, t in zip(session.get_inputs(), args, strict=True)})
+    for a, b in zip(results, tree_leaves(module(*args)), strict=True):
         assert a.shape == b.shape and (torch.from_numpy(a) - b).abs().max() < TOLERANCE
 
 

@@ -29,8 +29,8 @@ T, I, H = 5, 3, 4
 
 
 def make(name, **options):
-    cls, own = MODULES[name]
-    return cls(I, H, dtype=torch.float64, **own, **options)
+    cls, class_options = MODULES[name]
+    return cls(I, H, dtype=torch.float64, **class_options, **options)
 
 
 class Case:
@@ -73,33 +73,40 @@ class Case:
             self.form, lambda: s
         )()
 
-    def run(self, sequences="all"):
-        """output, h_n, c_n and the sequences of all layers, in the order and form of the loops."""
-        unbatched = self.form == "unbatched"
-        states = [s.squeeze(1) if unbatched else s for s in (self.h0, self.c0)[: 1 + self.lstm]]
-        options = {"return_state_sequence": sequences}
+    def alone(self, s):
+        """A state, without N where the input is unbatched."""
+        return s.squeeze(1) if self.form == "unbatched" else s
+
+    def hx(self, h, c):
+        return (self.alone(h), self.alone(c)) if self.lstm else self.alone(h)
+
+    def options(self):
+        options = {}
         if self.form == "lengths":
             options["lengths"] = torch.tensor(self.lengths, device=self.x.device)
         if self.reset is not None:
             options["reset"] = self.enter(self.reset)
         if self.reset_h is not None:
-            given = [s.squeeze(1) if unbatched else s for s in (self.reset_h, self.reset_c)[: 1 + self.lstm]]
-            options["reset_state"] = tuple(given) if self.lstm else given[0]
-        hx = tuple(states) if self.lstm else states[0]
-        output, state, *rest = self.module(self.enter(self.x), hx, **options)
-        state = [s.unsqueeze(1) if unbatched else s for s in tree_leaves(state)]
-        found = [self.leave(output), *state]
+            options["reset_state"] = self.hx(self.reset_h, self.reset_c)
+        return options
+
+    def run(self, sequences="all"):
+        """output, h_n, c_n and the sequences of all layers, in the order and form of the loops."""
+        options = self.options() | {"return_state_sequence": sequences}
+        output, state, *rest = self.module(self.enter(self.x), self.hx(self.h0, self.c0), **options)
+        state = [s.unsqueeze(1) if self.form == "unbatched" else s for s in tree_leaves(state)]
+        results = [self.leave(output), *state]
         for part in rest:
             pairs = part if isinstance(part, list) else [(part,)]
-            found += [self.leave(s) for pair in pairs for s in pair if s is not None]
-        return found
+            results += [self.leave(s) for pair in pairs for s in pair if s is not None]
+        return results
 
     def loops(self, layer_noise=None):
         zeros_h, zeros_c = torch.zeros_like(self.h0), torch.zeros_like(self.c0)
         reset_h = zeros_h if self.reset_h is None else self.reset_h.expand_as(zeros_h)
         reset_c = zeros_c if self.reset_c is None else self.reset_c.expand_as(zeros_c)
         output, h_n, c_n, sequences = run_module(
-            self.module, self.x, self.h0, self.c0, self.lengths, self.reset, reset_h, reset_c, layer_noise
+            self.module, self.x, (self.h0, self.c0), self.lengths, self.reset, (reset_h, reset_c), layer_noise
         )
         states = [h_n, c_n] if self.lstm else [h_n]
         return [output, *states, *(s for pair in sequences for s in (pair if self.lstm else pair[:1]))]
@@ -108,17 +115,17 @@ class Case:
         wanted = [*self.leaves, *self.module.parameters()]
         torch.manual_seed(1)
         grads = [torch.randn_like(t) for t in outputs]
-        found = torch.autograd.grad(outputs, wanted, grads, allow_unused=True)
-        return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
+        actual = torch.autograd.grad(outputs, wanted, grads, allow_unused=True)
+        return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, actual, strict=True)]
 
 
 def assert_agrees(case, layer_noise=None):
     torch.manual_seed(7)
-    found = case.run()
+    actual = case.run()
     torch.manual_seed(7)
     wanted = case.loops(layer_noise)
-    assert_same(found, wanted)
-    assert_same(case.gradients(found), case.gradients(wanted))
+    assert_same(actual, wanted)
+    assert_same(case.gradients(actual), case.gradients(wanted))
 
 
 @every_module
@@ -148,13 +155,13 @@ def test_a_default_device_elsewhere_changes_nothing(name, form, training):
     rates = regularised(name, recurrent_dropout=0.4, zoneout_h=0.3, zoneout_c=0.5, weight_drop=0.25)
     module = make(name, num_layers=2, bidirectional=True, recompute=True, **rates).train(training)
     case = Case(module, form, True, True)
-    found = []
+    actual = []
     for elsewhere in (contextlib.nullcontext(), torch.device("meta")):
         torch.manual_seed(7)
         with elsewhere:
-            found.append(case.run())
-            found.append(torch.autograd.grad([t.sum() for t in found[-1]], case.leaves))
-    assert_same(found[2:], found[:2])
+            actual.append(case.run())
+            actual.append(torch.autograd.grad([t.sum() for t in actual[-1]], case.leaves))
+    assert_same(actual[2:], actual[:2])
 
 
 def regularised(name, **rates):
@@ -168,7 +175,7 @@ def noise_of(name, rates, training):
 
 
 def masks(noise, x, states, weights):
-    """What noise makes of a layer: h_mask, zones of h and c, and the weights."""
+    """The noise of a layer: h_mask, zones of h and c, and the weights."""
     count = len(weights) // states[0].size(0)
     made = noise.apply(ScanInputs(x, states, weights[::count], weights[1::count]))
     weights = [made.w_hh[i // count] if i % count == 1 else w for i, w in enumerate(weights)]
@@ -234,16 +241,16 @@ def test_masks_are_drawn_anew_at_their_rates_and_only_in_training():
 )
 def test_a_rate_of_one_is_what_it_says(name, rate):
     case = Case(make(name, **{rate: 1.0}), "padded")
-    found = case.run()
-    assert all(t.isfinite().all() for t in case.gradients(found))
+    actual = case.run()
+    assert all(t.isfinite().all() for t in case.gradients(actual))
     if rate in ("recurrent_dropout", "weight_drop"):  # h does not reach the gates
         with torch.no_grad():
             case.module.weight_hh_l0.zero_()
         case.module.eval()
-        assert_same(found, case.run())
+        assert_same(actual, case.run())
     else:  # the state never moves
         state = case.h0 if rate == "zoneout_h" else case.c0
-        assert torch.equal(found[1 if rate == "zoneout_h" else 2], state)
+        assert torch.equal(actual[1 if rate == "zoneout_h" else 2], state)
 
 
 @every_module
@@ -274,13 +281,13 @@ def test_tensors_decide_the_device_and_not_the_default(name):
     for form, training in itertools.product(("lengths", "packed unsorted"), (False, True)):
         module = make(name, num_layers=2, dropout=0.5, recompute=training, **rates).train(training)
         case = Case(module, form, reset=True)
-        found = []
+        actual = []
         for default in (case.x.device, torch.device("meta")):
             torch.manual_seed(3)
             with default:
                 outputs = case.run()
-                found.append((outputs, case.gradients(outputs)))
-        assert_same(*found)
+                actual.append((outputs, case.gradients(outputs)))
+        assert_same(*actual)
 
 
 @every_module
@@ -298,15 +305,15 @@ def test_nothing_gets_across_a_reset(name):
             s[:, 1] = bad  # the state in front of the first episode of row 1
         good = torch.ones(6, 3, dtype=torch.bool)
         good[2:4, 0] = False
-        found = []
+        actual = []
         for given, initial in ((x, states), (bad_x, bad_states)):
             leaves = [t.requires_grad_() for t in (given, *initial[: 1 + (module.mode == "LSTM")])]
             hx = tuple(leaves[1:]) if len(leaves) == 3 else leaves[1]
             y, state = module(leaves[0], hx, reset=reset)
             loss = torch.where(good.unsqueeze(2), y, 0).square().sum() + sum(s.sum() for s in tree_leaves(state))
             dx, *dstates = torch.autograd.grad(loss, leaves)
-            found.append([y[good], tree_leaves(state), dx[good], dstates])
-        assert_same(found[1], found[0])
+            actual.append([y[good], tree_leaves(state), dx[good], dstates])
+        assert_same(actual[1], actual[0])
 
 
 @every_module
@@ -315,15 +322,15 @@ def test_nothing_gets_across_the_end_of_a_row(name):
     x = torch.randn(6, 3, I, dtype=torch.float64)
     lengths = torch.tensor([2, 0, 6])
     behind = torch.arange(6).unsqueeze(1) >= lengths
-    found = []
+    actual = []
     for value in (0.0, float("nan"), float("inf")):
         leaf = x.masked_fill(behind.unsqueeze(2), value).requires_grad_()
         outputs = tree_leaves(module(leaf, lengths=lengths))
         grads = torch.autograd.grad(sum(t.square().sum() for t in outputs), [leaf, *module.parameters()])
         assert not outputs[0][behind].any() and not grads[0][behind].any()
-        found.append([outputs, grads])
-    assert_same(found[1], found[0])
-    assert_same(found[2], found[0])
+        actual.append([outputs, grads])
+    assert_same(actual[1], actual[0])
+    assert_same(actual[2], actual[0])
 
 
 def test_episode_starts_follow_the_ends():

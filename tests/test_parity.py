@@ -16,7 +16,7 @@ FORMS = ["padded", "packed", "packed unsorted", "packed by hand", "unbatched"]
 
 @st.composite
 def cases(draw):
-    """A class of torch.nn, how to build it, the arguments of a call, and what of it all shall have a gradient."""
+    """A class of torch.nn, how to build it, the arguments of a call, and which of them get a gradient."""
     plain = draw(st.sampled_from(SEQUENCES))
     I, H = draw(st.integers(1, 20)), draw(st.sampled_from([2, 3, 5, 8, 16, 17, 19, 33, 40]))
     layers, directions = draw(st.integers(1, 3)), draw(st.integers(1, 2))

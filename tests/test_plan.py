@@ -13,9 +13,15 @@ DEVICES = {"H100": H100, "H200": H200, "A100": A100, "L4": L4, "RTX 4090": RTX_4
 TILE_ROWS, GROUP = 8, 16
 
 
-def plan(device, mode="LSTM", H=256, N=16, T=512, D=1, bytes=2, backward=False, P=None, forced=""):
-    found = extension._C.plan(mode, backward, (T, N, H, H if P is None else P, D), bytes, device, forced)
-    return dict(zip(["tier", "groups", "blocks", "row_tiles", "replicas", "shared_bytes"], found, strict=True))
+DEFAULTS = {"mode": "LSTM", "backward": False, "T": 512, "N": 16, "H": 256, "P": None, "D": 1, "bytes": 2}
+
+
+def plan(device, forced="", **layer):
+    values = DEFAULTS | layer
+    values["P"] = values["P"] or values["H"]
+    sizes = tuple(values[name] for name in "TNHPD")
+    chosen = extension._C.plan(values["mode"], values["backward"], sizes, values["bytes"], device, forced)
+    return dict(zip(["tier", "groups", "blocks", "row_tiles", "replicas", "shared_bytes"], chosen, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,7 @@ def test_a_plan_is_never_more_than_the_device_holds(name):
         reference.CELLS, (1, 19, 128, 200, 640, 1024, 3000), (1, 8, 9, 100, 5000), (1, 2), (2, 4, 8)
     )
     for (mode, H, N, D, bytes), backward in itertools.product(sizes, (False, True)):
-        p = plan(device, mode, H, N, D=D, bytes=bytes, backward=backward)
+        p = plan(device, mode=mode, H=H, N=N, D=D, bytes=bytes, backward=backward)
         assert p["shared_bytes"] <= shared_bytes
         assert p["blocks"] * p["groups"] * GROUP >= H and p["replicas"] * p["row_tiles"] * TILE_ROWS >= N
         if p["tier"] == "block":
@@ -92,7 +98,7 @@ def test_a_tier_that_does_not_exist_is_an_error():
 def test_too_little_shared_memory_is_an_error_and_not_a_launch():
     for device, mode, bytes in itertools.product([(132, 16384, 90), (58, 0, 80)], ["LSTM", "GRU"], [2, 4, 8]):
         with pytest.raises(ValueError, match=f"a device with {device[1]} bytes of shared memory a block cannot run"):
-            plan(device, mode, bytes=bytes)
+            plan(device, mode=mode, bytes=bytes)
 
 
 def test_the_number_of_steps_is_in_no_grid():

@@ -39,7 +39,7 @@ LAYOUTS = {
     "shifted": lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape),
     "expanded": lambda t: t[:1].expand(t.shape) if t.dim() else t,
 }
-BROADCAST = {  # sizes of reset_state that stand for [planes, N, width]
+BROADCAST = {  # sizes of reset_state that broadcast to [planes, N, width]
     "full": lambda planes, N, width: (planes, N, width),
     "rows": lambda planes, N, width: (planes, 1, width),
     "planes": lambda planes, N, width: (1, N, width),
@@ -84,20 +84,20 @@ OF_A_MODULE = {
 
 
 class Case:
-    """What was drawn, as attributes, and the tensors that a caller has."""
+    """The drawn options, as attributes, and the tensors of the call."""
 
     def __init__(self, drawn):
         self.__dict__ |= drawn
         torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
         self.lstm, self.leaves = self.name == "LSTM", []
-        self.sequence_class, self.cell_class, self.own = MODULES[self.name]
+        self.sequence_class, self.cell_class, self.class_options = MODULES[self.name]
 
     def leaf(self, name, layout, *size, scale=1.0):
         return self.keep(name, self.lay_out(layout, torch.randn(size, dtype=torch.float64) * scale).detach())
 
     def input(self, *sequence):
-        """Too small to saturate a unit: where tanh is 1 - 1e-4, its derivative is off by 1e-12, whoever made it."""
+        """Too small to saturate a unit: where tanh is 1 - 1e-4, its derivative is off by 1e-12 in both."""
         return self.leaf("x", "x", *sequence, self.I, scale=self.I**-0.5)
 
     def keep(self, name, t):
@@ -121,20 +121,20 @@ class Case:
         if not pairs:
             return [torch.zeros_like(t) for t in self.leaves]
         outputs, grads = zip(*pairs, strict=True)
-        found = torch.autograd.grad(outputs, self.leaves, grads, allow_unused=True)
-        return [torch.zeros_like(t) if g is None else g for t, g in zip(self.leaves, found, strict=True)]
+        actual = torch.autograd.grad(outputs, self.leaves, grads, allow_unused=True)
+        return [torch.zeros_like(t) if g is None else g for t, g in zip(self.leaves, actual, strict=True)]
 
     def assert_agrees(self):
         with GRAD_MODES[self.grad_mode]():
-            found, wanted = self.run(), self.loops()
-        assert_same(found, wanted)
-        assert_same(self.gradients(found), self.gradients(wanted))
+            actual, wanted = self.run(), self.loops()
+        assert_same(actual, wanted)
+        assert_same(self.gradients(actual), self.gradients(wanted))
 
 
 class CellCase(Case):
     def __init__(self, drawn):
         super().__init__(drawn)
-        self.module = self.cell_class(self.I, self.H, bias=self.bias, dtype=torch.float64, **self.own)
+        self.module = self.cell_class(self.I, self.H, bias=self.bias, dtype=torch.float64, **self.class_options)
         self.lay_out_parameters()
         rows = [] if self.unbatched else [self.N]
         self.x = self.input(*rows)
@@ -173,7 +173,12 @@ class ModuleCase(Case):
                 self.reset_states.append(self.leaf(f"reset_{s}", "state", *size))
 
     def make_module(self):
-        options = {"num_layers": self.layers, "bidirectional": self.bidirectional, "bias": self.bias, **self.own}
+        options = {
+            "num_layers": self.layers,
+            "bidirectional": self.bidirectional,
+            "bias": self.bias,
+            **self.class_options,
+        }
         self.rates = {rate: p for rate, p in self.rates.items() if self.lstm or rate != "zoneout_c"}
         options |= {rate: p for rate, p in self.rates.items() if rate != "dropout"}
         if self.lstm:
@@ -259,8 +264,8 @@ class ModuleCase(Case):
         self.drawn = iter(self.drawn)
         reset = self.spread(self.mask) if self.reset else None
         output, h_n, c_n, sequences = run_module(
-            self.module, self.spread(self.x), states[0], states[-1], self.rows,
-            reset, reset_states[0], reset_states[-1], self.layer_noise, self.between,
+            self.module, self.spread(self.x), (states[0], states[-1]), self.rows,
+            reset, (reset_states[0], reset_states[-1]), self.layer_noise, self.between,
         )  # fmt: skip
         assert not list(self.drawn)
         results = [output, h_n, c_n] if self.lstm else [output, h_n]

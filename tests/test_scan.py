@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,25 +20,46 @@ from fusedrnn.inputs import WEIGHTS, ScanInputs
 pytestmark = pytest.mark.usefixtures("device")
 
 
-def make_layer(mode, D, T, N, I, H, P, bias, dtype, packed=None, lengths=None, reset=False, reset_state=False):
+class Sizes(NamedTuple):
+    """Of a layer. A packed batch determines T and N; without a projection P is None."""
+
+    D: int = 1
+    T: int | None = None
+    N: int | None = None
+    I: int = 20
+    H: int = 6
+    P: int | None = None
+
+
+class Batch(NamedTuple):
+    packed: list[int] | None = None  # batch_sizes
+    lengths: list[int] | None = None
+    reset: bool = False
+    reset_state: bool = False
+
+
+def make_layer(mode, dtype, bias=True, **options):
+    """options: fields of Sizes and of Batch"""
     torch.manual_seed(0)
-    G = extension.cell_traits(mode).gates
+    batch = Batch(**{name: options.pop(name) for name in Batch._fields if name in options})
+    D, T, N, I, H, P = Sizes(**options)
+    G, P = extension.cell_traits(mode).gates, P or H
 
     def leaf(*size):
         return torch.randn(*size, dtype=torch.float64).mul(0.5).to(dtype).requires_grad_()
 
-    weights = {"w_ih": (G * H, I), "w_hh": (G * H, P)}
-    weights |= {"b_ih": (G * H,), "b_hh": (G * H,)} if bias else {}
-    weights |= {"w_hr": (P, H)} if P != H else {}
-    N = packed[0] if packed else N
-    shape, widths = (sum(packed),) if packed else (T, N), (P, H) if mode == "LSTM" else (P,)
+    shape, widths = (T, N), (P, H) if mode == "LSTM" else (P,)
+    if batch.packed:
+        shape, N = (sum(batch.packed),), batch.packed[0]
+    sizes = {"w_ih": (G * H, I), "w_hh": (G * H, P), "b_ih": (G * H,), "b_hh": (G * H,), "w_hr": (P, H)}
+    absent = {"b_ih": not bias, "b_hh": not bias, "w_hr": P == H}
     return ScanInputs(
         leaf(*shape, I), [leaf(D, N, width) for width in widths],
-        **{name: [leaf(*size) for _ in range(D)] for name, size in weights.items()},
-        reset_states=[leaf(D, N, width) for width in widths] if reset_state else [],
-        batch_sizes=torch.tensor(packed, device="cpu") if packed else None,
-        lengths=torch.tensor(lengths) if lengths else None,
-        reset=torch.rand(shape) < 0.3 if reset else None,
+        **{name: [leaf(*size) for _ in range(D)] for name, size in sizes.items() if not absent.get(name)},
+        reset_states=[leaf(D, N, width) for width in widths] if batch.reset_state else [],
+        batch_sizes=torch.tensor(batch.packed, device="cpu") if batch.packed else None,
+        lengths=torch.tensor(batch.lengths) if batch.lengths else None,
+        reset=torch.rand(shape) < 0.3 if batch.reset else None,
     )  # fmt: skip
 
 
@@ -46,8 +68,8 @@ def as_argument(field):
     return list(field) if isinstance(field, tuple) else field
 
 
-def outputs_of(found):
-    return [t for kind in found for t in kind if t is not None]
+def outputs_of(results):
+    return [t for kind in results for t in kind if t is not None]
 
 
 def scaled(inputs, factor):
@@ -64,8 +86,8 @@ def test_outputs_and_gradients_equal_the_reference(mode, dtype):
     for D, H, bias, (packed, lengths), reset, projected in cases:
         if projected and mode != "LSTM":
             continue
-        P = 8 if projected else H
-        inputs = make_layer(mode, D, 5, 7, 11, H, P, bias, dtype, packed, lengths, reset > 0, reset > 1)
+        batch = {"packed": packed, "lengths": lengths, "reset": reset > 0, "reset_state": reset > 1}
+        inputs = make_layer(mode, dtype, bias, D=D, T=5, N=7, I=11, H=H, P=8 if projected else H, **batch)
         assert_equals_the_reference(mode, inputs)
 
 
@@ -92,9 +114,10 @@ def test_input_that_is_projected_already_equals_the_reference(mode, dtype):
     batches = [(None, None), ([4, 2, 2, 1], None), (None, [0, 5, 3, 2, 1, 5, 4])]
     G = extension.cell_traits(mode).gates
     for (D, H, bias), (packed, lengths) in itertools.product([(1, 70, True), (2, 19, False)], batches):
-        inputs = make_layer(mode, D, 5, 7, D * G * H, H, H, bias, dtype, packed, lengths, reset=True)
+        batch = {"packed": packed, "lengths": lengths, "reset": True}
+        inputs = make_layer(mode, dtype, bias, D=D, T=5, N=7, I=D * G * H, H=H, **batch)
         assert_equals_the_reference(mode, scaled(inputs, H**-0.5)._replace(w_ih=[], b_ih=[]))
-    one_step = make_layer(mode, 1, 1, 7, G * H, H, H, True, dtype)
+    one_step = make_layer(mode, dtype, D=1, T=1, N=7, I=G * H, H=H)
     one_step = one_step._replace(x=one_step.x[0], initial=[s[0] for s in one_step.initial], w_ih=[], b_ih=[])
     assert_equals_the_reference(mode, one_step)
 
@@ -124,16 +147,15 @@ SHARED_BY = [(name, mode) for name in SHARED for mode in reference.CELLS if mode
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name, mode", SHARED_BY)
 def test_results_do_not_depend_on_the_number_of_threads(mode, name, dtype):
-    sizes = {"T": None, "I": 20, "P": SHARED[name]["H"], **SHARED[name]}
-    inputs = scaled(make_layer(mode, bias=True, dtype=dtype, **sizes), sizes["H"] ** -0.5)
+    inputs = scaled(make_layer(mode, dtype, **SHARED[name]), SHARED[name]["H"] ** -0.5)
     leaves = inputs.differentiable()
 
     def run(scan_, times=1):
         out = outputs_of(scan_(mode, inputs))
         torch.manual_seed(1)
         grads = [torch.randn_like(t) for t in out]
-        found = [torch.autograd.grad(out, leaves, grads, retain_graph=True, allow_unused=True) for _ in range(times)]
-        return [[*out, *grads] for grads in found]
+        results = [torch.autograd.grad(out, leaves, grads, retain_graph=True, allow_unused=True) for _ in range(times)]
+        return [[*out, *grads] for grads in results]
 
     def run_with(threads):
         before = torch.get_num_threads()
@@ -160,7 +182,7 @@ def test_results_do_not_depend_on_the_number_of_threads(mode, name, dtype):
 def test_results_of_a_row_do_not_depend_on_how_many_threads_or_rows_there_are(mode, dtype, H):
     """Weights of bfloat16 are kept in another form for few rows."""
     T, N = 15, 8
-    inputs = scaled(make_layer(mode, 1, T, N, 20, H, H, True, dtype), H**-0.5)
+    inputs = scaled(make_layer(mode, dtype, T=T, N=N, H=H), H**-0.5)
     whole = scan.scan(mode, inputs)[0][0]
     for begin, end in ((0, 1), (1, 3), (3, 6), (0, 7)):
         rows = slice(begin, end)
@@ -247,7 +269,7 @@ def test_activations_are_monotone(name, dtype, pytestconfig):
             y, exact = activation(name, x), getattr(x.double(), name)()
             assert (y.diff() * x[0].sign() >= 0).all()
             assert ((y.double() - exact).abs() <= bound(x, exact))[x.abs() <= 85].all()
-    points = [k * math.log(2) / 4 for k in range(1, 520)]  # where exp(x) and exp(-2 x) are split anew
+    points = [k * math.log(2) / 4 for k in range(1, 520)]  # where the range reduction of exp(x) and exp(-2 x) changes
     points += [2.0**k * m for k in range(-9, 7) for m in (0.6, 0.8, 1)]
     around = torch.arange(-500, 501, dtype=bits)
     positive = (torch.tensor(points, dtype=dtype).view(bits).unsqueeze(1) + around).view(dtype)
@@ -290,7 +312,7 @@ BATCHES = [{}, {"packed": [4, 2, 2, 1]}, {"lengths": [3, 0, 5], "reset": True, "
 @pytest.mark.parametrize("mode", list(reference.CELLS))
 @pytest.mark.slow
 def test_operators_pass_opcheck_and_gradients_of_both_orders(mode, options):
-    inputs = make_layer(mode, 2, 5, 3, 5, 6, 6, True, torch.float64, **options)
+    inputs = make_layer(mode, torch.float64, **{"D": 2, "T": 5, "N": 3, "I": 5} | options)
     torch.library.opcheck(torch.ops.fusedrnn.scan_forward, (mode, True, True, *map(as_argument, inputs)))
 
     def run(*tensors):
@@ -304,7 +326,7 @@ MANY_ROWS = [
     {},
     {"T": 3, "N": 1100},
     {"T": 1, "N": 2100},
-    {"T": 200, "H": 40, "P": 40},
+    {"T": 200, "H": 40},
     {"lengths": [300] * 3 + [170], "reset": True},
     {"packed": [7] * 150 + [3] * 100 + [1] * 50},
 ]
@@ -312,9 +334,9 @@ MANY_ROWS = [
 
 @pytest.mark.parametrize("mode, batch", [*itertools.product(["LSTM", "GRU"], MANY_ROWS), ("LSTM", {"P": 5})])
 def test_gradients_of_more_rows_than_the_kernels_hand_out_at_a_time(mode, batch):
-    """No row at a border is lost or taken twice, and no sum begins anew."""
-    options = {"D": 2, "T": 300, "N": 4, "I": 3, "H": 6, "P": 6, **batch}
-    inputs = scaled(make_layer(mode, bias=True, dtype=torch.float64, **options), (6 / options["H"]) ** 0.5)
+    """No row at a chunk boundary is lost or counted twice, and no sum is restarted."""
+    options = {"D": 2, "T": 300, "N": 4, "I": 3, "H": 6, **batch}
+    inputs = scaled(make_layer(mode, torch.float64, **options), (6 / options["H"]) ** 0.5)
 
     def run(scan_, dtype):
         leaves = [t.detach().to(dtype).requires_grad_() for t in inputs.differentiable()]
@@ -326,6 +348,6 @@ def test_gradients_of_more_rows_than_the_kernels_hand_out_at_a_time(mode, batch)
     exact = run(reference.scan, torch.float64)
     for a, b in zip(run(scan.scan, torch.float64), exact, strict=True):
         assert distance(a, b) <= SAME[torch.float64]
-    if mode == "LSTM":  # a GRU of such weights makes much of what rounding h does
+    if mode == "LSTM":  # a GRU with such weights amplifies the rounding of h
         for a, b in zip(run(scan.scan, torch.bfloat16), exact, strict=True):
             assert distance(a, b) <= IN_A_16_BIT_TYPE["bfloat16"]

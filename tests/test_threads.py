@@ -1,4 +1,4 @@
-"""Calls from many threads, from within a team of PyTorch's own, with other numbers of threads, and after a fork."""
+"""Calls from many threads, from within a parallel region of PyTorch, with other numbers of threads, after a fork."""
 
 import ctypes
 import itertools
@@ -33,12 +33,12 @@ def make(name):
     return run
 
 
-def same(found, expected):
-    return all(map(torch.equal, found, expected))
+def same(actual, expected):
+    return all(map(torch.equal, actual, expected))
 
 
 def run_in_threads(works, seconds=120):
-    """Runs each in a thread of its own, all at once, and returns what they found to be wrong."""
+    """Runs each in its own thread, all at once, and returns the errors that they report."""
     wrong, start = [], threading.Barrier(len(works))
 
     def run(work):
@@ -62,7 +62,7 @@ def test_calls_of_many_threads_at_once_give_the_bits_of_one():
     wanted = [run() for run in runs]
 
     def work(first):
-        torch.set_num_threads(2)  # which is each thread's own affair
+        torch.set_num_threads(2)  # a setting of each thread
         for i in range(12):
             k = (first + i) % len(runs)
             assert same(runs[k](), wanted[k])
@@ -84,13 +84,13 @@ def test_the_number_of_threads_may_change_between_calls(name):
 def test_the_number_of_threads_may_change_between_forward_and_backward():
     build, N = LAYERS["units"]
     layer, x = build(), torch.randn(T, N, 12, requires_grad=True)
-    leaves, found = [x, *layer.parameters()], []
+    leaves, actual = [x, *layer.parameters()], []
     for before, after in itertools.permutations((1, 2, 3), 2):
         torch.set_num_threads(before)
         y, _ = layer(x)
         torch.set_num_threads(after)
-        found.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y))])
-    assert all(same(each, found[0]) for each in found)
+        actual.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y))])
+    assert all(same(each, actual[0]) for each in actual)
 
 
 def openmp():
@@ -106,18 +106,18 @@ def test_a_call_from_within_a_team_runs_on_its_own_thread(name):
     library = openmp()
     if library is None:
         pytest.skip("PyTorch's threads are not those of GNU OpenMP")
-    run, found, lock = make(name), [], threading.Lock()
+    run, actual, lock = make(name), [], threading.Lock()
     wanted = run()
 
     @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
     def member(_):
         results = run()
         with lock:
-            found.append((threading.get_ident(), results))
+            actual.append((threading.get_ident(), results))
 
     library.GOMP_parallel(member, None, 2, 0)
-    assert len({thread for thread, _ in found}) == len(found) == 2
-    assert all(same(results, wanted) for _, results in found)
+    assert len({thread for thread, _ in actual}) == len(actual) == 2
+    assert all(same(results, wanted) for _, results in actual)
 
 
 def test_a_process_that_is_forked_while_others_call_can_call():

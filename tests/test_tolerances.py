@@ -1,4 +1,4 @@
-"""The ruler of the other tests: what is not a number, or not finite, is never within a tolerance of what is."""
+"""The measure of the other tests: NaN or infinity is never within a tolerance of a finite number."""
 
 import itertools
 

@@ -83,12 +83,12 @@ def test_masks_are_the_same_in_eager_compiled_recomputed_and_checkpointed_runs(p
         "checkpointed": lambda: checkpoint(lambda x: module(x)[0], x, use_reentrant=False),
         "recomputed": lambda: module(x)[0],
     }
-    found = {}
+    results = {}
     for name, run in runs.items():
         module.recompute = name == "recomputed"
         torch.manual_seed(11)
-        found[name] = gradients(module, run)
-        assert_same(found[name], found["eager"])
+        results[name] = gradients(module, run)
+        assert_same(results[name], results["eager"])
     assert not torch.equal(runs["eager"](), runs["eager"]())
 
 
@@ -97,22 +97,22 @@ def test_masks_are_the_same_in_a_graph_of_inductor():
     model = nn.Sequential(fusedrnn.FusedLSTM(4, 4, 3, dropout=0.5, zoneout_c=0.3))
     x = torch.randn(5, 3, 4)
     torch._dynamo.reset()
-    compiled, found = torch.compile(model, fullgraph=True), []
+    compiled, results = torch.compile(model, fullgraph=True), []
     for run in (model, compiled):
         torch.manual_seed(11)
-        found.append(gradients(model, lambda run=run: run(x)[0]))
-    assert_same(*found, torch.float32)
+        results.append(gradients(model, lambda run=run: run(x)[0]))
+    assert_same(*results, torch.float32)
 
 
 @only_on_cpu
 def test_dropout_between_layers_draws_as_torch_does():
     plain = nn.LSTM(4, 4, 3, dropout=0.5)
     fused = fusedrnn.convert(copy.deepcopy(plain))
-    x, found = torch.randn(5, 3, 4), []
+    x, results = torch.randn(5, 3, 4), []
     for module in (fused, plain):
         torch.manual_seed(11)
-        found.append(gradients(module, lambda module=module: module(x)[0]))
-    assert_same(*found, torch.float32)
+        results.append(gradients(module, lambda module=module: module(x)[0]))
+    assert_same(*results, torch.float32)
 
 
 OPTIONS = {
@@ -137,8 +137,8 @@ def test_gradients_of_both_orders_and_forward_mode(plain, option):
         hx = rest[: len(states)]
         weights = dict(zip(names, rest[len(states) :], strict=True))
         hx = tuple(hx) if len(hx) == 2 else hx[0]
-        found = torch.func.functional_call(module, weights, (x, hx), call(x))
-        return tuple(t for t in tree_leaves(found) if isinstance(t, torch.Tensor))
+        results = torch.func.functional_call(module, weights, (x, hx), call(x))
+        return tuple(t for t in tree_leaves(results) if isinstance(t, torch.Tensor))
 
     inputs = (x, *states, *module.parameters())
     assert torch.autograd.gradcheck(run, inputs, check_forward_ad=True, fast_mode=True)
@@ -151,13 +151,13 @@ def test_second_order_terms_are_there_in_every_dtype(plain, dtype):
     """A gradient penalty, as in WGAN-GP, against the same in float64."""
     module = TWINS[plain](3, 4, dtype=torch.float64)
     x, _ = arguments(plain)
-    found = []
+    results = []
     for kind in (torch.float64, dtype):
         twin, leaf = copy.deepcopy(module).to(kind), x.to(kind).requires_grad_()
         (dx,) = torch.autograd.grad(twin(leaf)[0].square().sum(), leaf, create_graph=True)
-        found.append(torch.autograd.grad(dx.square().sum(), [leaf, *twin.parameters()]))
+        results.append(torch.autograd.grad(dx.square().sum(), [leaf, *twin.parameters()]))
     eps = torch.finfo(dtype).eps
-    for a, b in zip(found[1], found[0], strict=True):
+    for a, b in zip(results[1], results[0], strict=True):
         assert (a - b).abs().max() < 60 * eps * b.abs().max()  # some thirty roundings on the way, twice
 
 
@@ -186,8 +186,8 @@ def test_operators_have_second_derivatives(plain, monkeypatch):
 
     wanted = penalty()
     monkeypatch.setattr("fusedrnn.backends.extension.scan", lambda *args: None)
-    found = penalty()
-    assert_same(found, wanted)
+    results = penalty()
+    assert_same(results, wanted)
 
 
 @only_on_cpu

@@ -52,10 +52,10 @@ def test_ensembles_by_vmap_and_gradients_by_torch_func(plain):
 
     wanted = torch.stack([tree_leaves(m(*args))[0] for m in ensemble])
     assert_same(torch.func.vmap(run)(stacked), wanted)
-    found = torch.func.vmap(torch.func.grad(lambda w: run(w).sum()))(stacked)
+    results = torch.func.vmap(torch.func.grad(lambda w: run(w).sum()))(stacked)
     for n, module in enumerate(ensemble):
         grads = torch.autograd.grad(wanted[n].sum(), module.parameters(), retain_graph=True)
-        assert_same([found[name][n] for name, _ in module.named_parameters()], list(grads))
+        assert_same([results[name][n] for name, _ in module.named_parameters()], list(grads))
 
 
 @every_class
@@ -68,10 +68,10 @@ def test_gradients_of_each_sample(plain):
         return tree_leaves(torch.func.functional_call(ours, weights, args))[0].square().sum()
 
     stacked = tree_map(lambda *t: torch.stack(t), *cases)
-    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, stacked)
+    results = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, stacked)
     for n, args in enumerate(cases):
         grads = torch.autograd.grad(loss(dict(ours.named_parameters()), args), ours.parameters())
-        assert_same([found[name][n] for name in weights], list(grads))
+        assert_same([results[name][n] for name in weights], list(grads))
 
 
 @every_class
@@ -103,9 +103,9 @@ def test_vmap_draws_masks_as_its_randomness_says(rate, batched):
 @every_class
 def test_meta_device(plain):
     ours = TWINS[plain](3, 4, device="meta")
-    found, wanted = (m(*(tree_map(lambda t: t.to("meta"), a) for a in arguments(plain, dtype=torch.float32)))
+    results, wanted = (m(*(tree_map(lambda t: t.to("meta"), a) for a in arguments(plain, dtype=torch.float32)))
                      for m in (ours, plain(3, 4, device="meta")))  # fmt: skip
-    for a, b in zip(tree_leaves(found), tree_leaves(wanted), strict=True):
+    for a, b in zip(tree_leaves(results), tree_leaves(wanted), strict=True):
         assert a.is_meta and (a.shape, a.dtype) == (b.shape, b.dtype)
 
 

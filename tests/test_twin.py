@@ -1,4 +1,4 @@
-"""What TorchScript and torch.fx get in place of a fused module; see also the clients of test_clients.py."""
+"""The counterpart that TorchScript and torch.fx get for a fused module; see also test_clients.py."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_scripting_a_subclass(plain):
         def __init__(self):
             super().__init__(3, 4, dtype=torch.float64)
 
-    class Own(Sized):
+    class Doubling(Sized):
         def forward(self, x: torch.Tensor):
             return x * 2, x
 
@@ -78,7 +78,7 @@ def test_scripting_a_subclass(plain):
     model = Client(Sized())
     wanted = model(x)
     assert_same(torch.jit.script(model)(x), wanted)
-    assert_same(torch.jit.script(Own())(x)[0], x * 2)  # not the forward of torch.nn
+    assert_same(torch.jit.script(Doubling())(x)[0], x * 2)  # not the forward of torch.nn
 
 
 @every_class

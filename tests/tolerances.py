@@ -1,4 +1,4 @@
-"""How far results may be from what they are compared with, and why. Errors are relative to the largest element."""
+"""The tolerances of all comparisons and their justification. Errors are relative to the largest element."""
 
 import math
 
@@ -32,7 +32,7 @@ ALONE = EXACT | IN_A_16_BIT_TYPE
 ROUNDED = 1e-6
 
 # Against torch.nn, element by element, so that zeros must be zeros: both sides take one tanh of the same number. Ours
-# and torch's own are good to 2 ulp, but cuDNN states no bound for its float32.
+# and torch's are accurate to 2 ulp, but cuDNN states no bound for its float32.
 SATURATED = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 

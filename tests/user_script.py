@@ -1,4 +1,4 @@
-"""What a user writes, under mypy --strict: right calls have the right types, and an ignored error must be one."""
+"""User code under mypy --strict: correct calls have the right types, and every ignored error must be one."""
 
 from typing import Literal
 

@@ -119,26 +119,35 @@ inline int64_t blocks_in_all(const Plan& plan, const Job& job) {
   return int64_t{plan.blocks} * plan.replicas * job.shape.directions;
 }
 
+// Of a tier that keeps the weights in shared memory, the most blocks that may exchange a state.
+inline int64_t most_blocks(Tier tier, const Device& device) {
+  if (tier == Tier::kBlock) return 1;
+  if (tier == Tier::kGrid) return device.multiprocessors;
+  return device.capability == 90 ? 16 : 8;  // 16 is more than every device has to take
+}
+
+inline bool splits_evenly(Tier tier, int64_t groups, int64_t blocks) {
+  if (ceil_div(groups, ceil_div(groups, blocks)) != blocks || (blocks == 1) != (tier == Tier::kBlock)) return false;
+  return tier != Tier::kCluster || (blocks & (blocks - 1)) == 0;
+}
+
 // The plan of one tier, true if the device can hold it. Among those that it can, more blocks are better while there
 // are multiprocessors left for them, and fewer rows are.
 inline bool choose(const Job& job, const Device& device, Tier tier, Plan* chosen) {
   const Shape& s = job.shape;
-  int64_t groups = ceil_div(s.hidden, kGroup);
   if (tier == Tier::kStepwise) {
     *chosen = step_plan(job, s.hidden);
     return fits(*chosen, device);
   }
   if (s.projected != s.hidden || (tier == Tier::kCluster && device.capability < 90)) return false;
   bool in_waves = false;
-  int largest_cluster = device.capability == 90 ? 16 : 8;  // 16 is more than every device has to take
-  int64_t most = tier == Tier::kBlock ? 1 : tier == Tier::kCluster ? largest_cluster : device.multiprocessors;
+  const int64_t groups = ceil_div(s.hidden, kGroup), most = most_blocks(tier, device);
   for (int row_tiles : {1, kWideTiles}) {
     if (row_tiles > 1 && !has_wide_tiles(job.value_bytes)) break;
     for (int64_t blocks = most < groups ? most : groups; blocks >= 1; --blocks) {
-      int of_block = static_cast<int>(ceil_div(groups, blocks));
-      if (ceil_div(groups, of_block) != blocks || (blocks == 1) != (tier == Tier::kBlock)) continue;
-      if (tier == Tier::kCluster && (blocks & (blocks - 1))) continue;
-      Plan plan = make(job, tier, of_block, static_cast<int>(blocks), row_tiles);
+      if (!splits_evenly(tier, groups, blocks)) continue;
+      const int block_groups = static_cast<int>(ceil_div(groups, blocks));
+      const Plan plan = make(job, tier, block_groups, static_cast<int>(blocks), row_tiles);
       if (!fits(plan, device)) continue;
       if (blocks_in_all(plan, job) <= device.multiprocessors) return *chosen = plan, true;
       // Without room for all of them at once, blocks and clusters of fewer, wider replicas run in waves.

@@ -1,1 +1,1 @@
-"""What can run a layer: the compiled extension, its operators, plain PyTorch, and one node of ONNX."""
+"""The backends of a layer: the compiled extension, its operators, plain PyTorch, and one ONNX node."""

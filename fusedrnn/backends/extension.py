@@ -1,4 +1,4 @@
-"""The compiled extension: the only door to it."""
+"""The compiled extension; only this module imports it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def lstm_cell(x: Tensor, r: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tenso
 
 
 def gru_cell(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
-    """Cho et al. (2014), with the reset gate behind the recurrent product as in cuDNN and torch.nn.GRU."""
+    """Cho et al. (2014), with the reset gate after the recurrent product as in cuDNN and torch.nn.GRU."""
     x_r, x_z, x_n = x.chunk(3, dim=-1)
     r_r, r_z, r_n = r.chunk(3, dim=-1)
     reset, update = torch.sigmoid(x_r + r_r), torch.sigmoid(x_z + r_z)
@@ -62,12 +62,12 @@ def _one_step(cell, inputs):
     gates_x = inputs.x if w_ih is None else F.linear(inputs.x, w_ih, b_ih)
     r = None if w_hh is None else F.linear(h0, w_hh, b_hh)
     h, *others = CELLS[cell](gates_x, r, *inputs.initial, **_given(vectors, inputs.step_inputs))
-    h = h.clone() if w_hr is None else F.linear(h, w_hr)  # what autograd saved stays when the caller changes h in place
+    h = h.clone() if w_hr is None else F.linear(h, w_hr)  # the caller may change h in place
     return [h, *others], [h, *others]
 
 
 def _weights(inputs: ScanInputs, d: int) -> list[Tensor | None]:
-    """Those of one direction; absent ones are None."""
+    """The weights of one direction; absent ones are None."""
     return [kind[d] if kind else None for kind in (getattr(inputs, name) for name in WEIGHTS)]
 
 
@@ -77,7 +77,7 @@ def _given(vectors: Tensor | None, step_inputs: Sequence[Tensor]) -> dict:
 
 
 class _Direction:
-    """One direction of a layer. Packed: x is [R, I], and step t owns the next sizes[t] rows."""
+    """One direction of a layer. Packed: x is [R, I], and step t uses the next sizes[t] rows."""
 
     def __init__(self, cell: str, inputs: ScanInputs, d: int):
         self.cell, self.lengths, self.backwards = CELLS[cell], inputs.lengths, d == 1
@@ -150,7 +150,7 @@ class _Direction:
 
 
 def _zone_out(zone: Tensor | None, begin: int, new: Tensor, old: Tensor) -> Tensor:
-    """Krueger et al. (2017): each unit keeps its old value where the mask is true; without dimensions: on average."""
+    """Krueger et al. (2017): each unit keeps its old value where the mask is true; a number mixes old and new value."""
     if zone is None:
         return new
     if zone.dim():
@@ -159,7 +159,7 @@ def _zone_out(zone: Tensor | None, begin: int, new: Tensor, old: Tensor) -> Tens
 
 
 def torch_layer(cell: str, inputs: ScanInputs) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """The same by PyTorch's own layer or cell; no projection, no option but batch_sizes, no sequences."""
+    """The same with PyTorch's layer or cell; no projection, no option except batch_sizes, no sequences."""
     states, two = list(inputs.initial), len(inputs.initial) > 1
     weights = [t for d in range(inputs.directions) for t in _weights(inputs, d) if t is not None]
     if inputs.one_step:
@@ -183,7 +183,7 @@ def gradients(
     """
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
-        # fresh views: an input that is given twice still gets one gradient for each of its places
+        # new views: an input that is passed twice still gets one gradient for each position
         given = [t.view_as(t) for t in inputs.differentiable()]
         steps, last = scan(cell, inputs.with_differentiable(given))
     outputs = zip((*steps, *last), grads, strict=True)

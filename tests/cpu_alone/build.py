@@ -1,4 +1,4 @@
-"""Compiles the CPU kernels without PyTorch. What is up to date is not made again."""
+"""Compiles the CPU kernels without PyTorch. What is up to date is not rebuilt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMON = ["-I", str(HERE), "-Wno-psabi", "-DAT_MUTANT=pause_by_chance"]
 def kernels(name: str, mode: str, csrc: Path, others: tuple[Path, ...] = ()) -> Path:
     """Returns the program or, for a name that ends in .so, the library of the kernels, their driver and others."""
     flags = [*COMMON, *FLAGS[mode]]
-    fenced = mode == "plain"  # a sanitizer has its own fences
+    fenced = mode == "plain"  # sanitizers detect that themselves
     jobs = [(HERE / f"{source}.cpp", flags, csrc) for source in SOURCES]
     jobs += [(csrc / "cpu/parallel.cpp", flags, csrc), *((other, flags, csrc) for other in others)]
     jobs.append((csrc / "cpu/memory.cpp", [*flags, "-include", "fenced.h"] if fenced else flags, csrc))

@@ -1,4 +1,4 @@
-"""Layers that the CPU kernels run alone, and what must come out of them."""
+"""Layers that the CPU kernels run without PyTorch, and their expected results."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Case(cases.Case):
         if self.special:
             x.flatten()[0] = self.special
         given |= {"x": x.requires_grad_(), "h0": given["h0"].detach().mul(self.scale_h).requires_grad_()}
-        without = "reset_" if "zeros" in self.batch else "-"  # zeros stand behind a reset
+        without = "reset_" if "zeros" in self.batch else "-"  # a reset to zeros
         return {name: t for name, t in given.items() if not name.startswith(without)}
 
     @property
     def is_rounded_once(self) -> bool:
-        """Are all results right roundings of exact sums?"""
+        """Are all results correctly rounded exact sums?"""
         return self.mode == "RNN_RELU" and self.T == 1 and bool(self.absent)
 
 
@@ -95,7 +95,7 @@ def some_rows(call: Call, rows: int) -> Call:
 
 
 def changed(what: str, one: Call, other: Call) -> list[str]:
-    """Results of `one` whose bits are not those of `other`."""
+    """The results of `one` that are not bitwise equal to those of `other`."""
     a, b = ([call.arrays[name].view(torch.uint8) for name in one.results] for call in (one, other))
     return [f"{what}, {name} is another" for name, x, y in zip(one.results, a, b, strict=True) if not torch.equal(x, y)]
 
@@ -116,14 +116,14 @@ def wrong(case: Case, calls: list[Call], exact: dict[str, Tensor]) -> list[str]:
 
 
 def is_rounded_right(ours: Tensor, exact: Tensor, product: bool) -> bool:
-    """Of a product, which has no error before it is rounded, or of a sum of some."""
+    """Is it a correct rounding of a product, which is exact, or of a sum?"""
     slack = 0.0 if product or not exact.numel() else ROUNDED * exact.nan_to_num(0, 0, 0).abs().max()
     low, high = (exact - slack).to(ours.dtype), (exact + slack).to(ours.dtype)
     return bool(((low <= ours) & (ours <= high) | (ours.isnan() & exact.isnan())).all())
 
 
 def run(case: Case, kernels: Kernels) -> list[str]:
-    """Returns what is wrong: with the values, or with the bits where less is wanted or others take part."""
+    """Returns what is wrong: values, or bits with fewer results or other numbers of threads."""
     try:
         return in_a_fresh_thread(check, case, kernels)
     except KernelError as error:
@@ -146,15 +146,21 @@ def check(case: Case, kernels: Kernels) -> list[str]:
     for unwanted in (["dx", *weights[::2]], weights[1::2], weights):
         if unwanted != backward.results:
             complaints += changed(f"without {unwanted}", kernels.run(fresh(backward, tuple(unwanted)), 2), backward)
-    if case.T == 1 and case.batch == "padded" and case.D == 1:
-        complaints += changed("of one step", kernels.run(one_step(forward)), forward)
-    rows = case.N // 2
-    if case.batch == "padded" and rows * case.T >= 12:
-        part = kernels.run(some_rows(prepared.forward, rows))
-        expected = {name: forward.arrays[name][:, :rows].contiguous() for name in part.results}
-        complaints += changed("of fewer rows", part, replace(forward, arrays=expected))
+    complaints += check_other_sizes(case, kernels, forward)
     if "kept" in case.batch and not torch.equal(forward.arrays["h_n"], forward.arrays["h0"]):
         complaints.append("h_n is not the very h0")
+    return complaints
+
+
+def check_other_sizes(case: Case, kernels: Kernels, forward: Call) -> list[str]:
+    """Are the bits of a single step, and of a part of the rows, the same?"""
+    complaints, rows = [], case.N // 2
+    if case.T == 1 and case.batch == "padded" and case.D == 1:
+        complaints += changed("of one step", kernels.run(one_step(forward)), forward)
+    if case.batch == "padded" and rows * case.T >= 12:
+        part = kernels.run(some_rows(prepare(case).forward, rows))
+        expected = {name: forward.arrays[name][:, :rows].contiguous() for name in part.results}
+        complaints += changed("of fewer rows", part, replace(forward, arrays=expected))
     return complaints
 
 

@@ -39,11 +39,13 @@ bool run(const char* cell, bool backward, const Shape& shape, const Arrays& arra
 
 }  // namespace
 
-const char* run_layer(const char* cell, int type, int, const char* tier, int backward, const int64_t* sizes, int count,
-                      const char* const* names, void* const* data) {
-  const std::string isa = tier;
-  const Arrays arrays(count, names, data);
-  const Shape shape = shape_of(sizes);
+const char* run_layer(const Call* call) {
+  const std::string isa = call->tier;
+  const char* cell = call->cell;
+  const int type = call->type;
+  const bool backward = call->backward;
+  const Arrays arrays(call->count, call->names, call->data);
+  const Shape shape = shape_of(call->sizes);
   bool done = false;
   try {
     if (isa == "wide" && type == 0)

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import torch
-from cuda_on_cpu.layer import TYPES, Call
+from cuda_on_cpu.layer import Call, CallStruct
 from torch import Tensor
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -60,18 +60,8 @@ class Kernels:
         made = {id(call.arrays[name]) for name in call.results}
         fenced = {id(t): Fenced(t, id(t) not in made) for t in call.arrays.values()}
         arrays = {name: fenced[id(t)] for name, t in call.arrays.items()}
-        count = len(arrays)
-        error = self.library.run_layer(
-            call.mode.encode(),
-            TYPES.index(call.dtype),
-            0,
-            call.tier.encode(),
-            call.backward,
-            (ctypes.c_int64 * 7)(*call.sizes),
-            count,
-            (ctypes.c_char_p * count)(*(name.encode() for name in arrays)),
-            (ctypes.c_void_p * count)(*(array.address for array in arrays.values())),
-        )
+        addresses = {name: array.address for name, array in arrays.items()}
+        error = self.library.run_layer(ctypes.byref(CallStruct.of(call, addresses)))
         if error:
             raise KernelError(error.decode())
         for name in call.results:

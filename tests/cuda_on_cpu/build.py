@@ -1,4 +1,4 @@
-"""Compiles CUDA sources with g++ against the emulator, into build/cuda_on_cpu. What is up to date is not made again."""
+"""Compiles CUDA sources with g++ against the emulator, into build/cuda_on_cpu. What is up to date is not rebuilt."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SANITIZER = {"plain": [], "tsan": ["-fsanitize=thread"], "asan": ["-fsanitize=ad
 
 
 def missing() -> str:
-    """What this machine lacks to compile and run kernels, or ""."""
+    """Why this machine cannot compile and run the kernels, or ""."""
     if shutil.which(CXX[0]) is None:
         return f"the C++ compiler {CXX[0]} is not found"
     if sys.platform != "linux":
@@ -101,7 +101,7 @@ def link(name: str, objects: list[str], mode: str) -> Path:
 
 
 def kernels(name: str, others: tuple[Path, ...], mode: str, csrc: Path, types: tuple[str, ...]) -> Path:
-    """Returns what :func:`build` makes of the kernels of these types."""
+    """The library that :func:`build` makes of the kernels of these types."""
     sources = tuple(csrc / "cuda" / f"{one}.cu" for one in types)
     sources += (HERE / "cells.cu",) * ("double" in types)
     return build(name, sources, others, mode, csrc, (f"-DDRIVER_TYPES={','.join(types)}",))

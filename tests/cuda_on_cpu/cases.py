@@ -1,4 +1,4 @@
-"""Layers that the kernels run on the emulator, and what must come out of them."""
+"""Layers that the kernels run on the emulator, and their expected results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Case:
         return torch.float32 if self.dtype == "tf32" else getattr(torch, self.dtype)
 
     def given(self) -> dict[str, Tensor]:
-        """What a layer gets, by the names of arrays.h but for batch_sizes; the same every time."""
+        """The arguments of a layer, by the names of arrays.h except batch_sizes; the same every time."""
         random = torch.Generator().manual_seed(0)
 
         def leaf(*size, scale=1.0):
@@ -97,7 +97,7 @@ class Case:
 
 
 def make_calls(case: Case, device: Device) -> tuple[list[Call], list[str]]:
-    """Runs a case forward and backward; returns the calls that were made and what is wrong with their results."""
+    """Runs a case forward and backward; returns the calls and the errors of their results."""
     given = case.given()
     layer = Layer(device, case.mode, given, case.tier, case.dtype == "tf32")
     forward = layer.forward()

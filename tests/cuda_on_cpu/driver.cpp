@@ -76,19 +76,19 @@ thread_local std::string plan_text, error_text;
 
 }  // namespace
 
-const char* run_layer(const char* cell, int type, int tf32, const char* tier, int backward, const int64_t* sizes,
-                      int count, const char* const* names, void* const* data) {
-  Arrays arrays(count, names, data);
-  Shape shape = shape_of(sizes);
+const char* run_layer(const Call* call) {
+  Arrays arrays(call->count, call->names, call->data);
+  Shape shape = shape_of(call->sizes);
   emulator::clear_report();
   int error = 0;
   try {
-    error = with_type<DRIVER_TYPES>(type, [&](auto value) {
+    error = with_type<DRIVER_TYPES>(call->type, [&](auto value) {
       using T = decltype(value);
       using Cells = std::conditional_t<std::is_same_v<T, double>, AllCells, BuiltInCells>;
       int result = kNoKernels;
-      with_cell(Cells{}, cell,
-                [&](auto kind) { result = run<decltype(kind), T>(tf32, tier, backward, shape, arrays, &plan_text); });
+      with_cell(Cells{}, call->cell, [&](auto kind) {
+        result = run<decltype(kind), T>(call->tf32, call->tier, call->backward, shape, arrays, &plan_text);
+      });
       return result;
     });
   } catch (const std::invalid_argument& refusal) {

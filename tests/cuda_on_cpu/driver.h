@@ -1,14 +1,23 @@
-// What Python and replay.cpp call. Cells come by name. Numbers: types float, double, bfloat16, float16; sizes T, N, R,
-// I, H, P, D; policies as in emulator::Policy.
+// What Python and replay.cpp call. Cells come by name. Numbers: types float, double, bfloat16, float16; policies as in
+// emulator::Policy.
 #pragma once
 
 #include <cstdint>
 
 extern "C" {
 
-// Null, or what went wrong. A tier may be "": the plan's own choice.
-const char* run_layer(const char* cell, int type, int tf32, const char* tier, int backward, const int64_t* sizes,
-                      int count, const char* const* names, void* const* data);
+// The CallStruct of layer.py.
+struct Call {
+  const char* cell;
+  const char* tier;  // "": the one that the plan chooses
+  int type, tf32, backward, count;
+  const int64_t* sizes;  // T, N, R, I, H, P, D
+  const char* const* names;
+  void* const* data;
+};
+
+// Null, or what went wrong.
+const char* run_layer(const Call* call);
 const char* last_plan();
 
 void set_schedule(int policy, uint64_t seed);

@@ -36,12 +36,33 @@ def steps_of(state: str) -> str:
     return "y" if state == "h" else f"{state}_steps"
 
 
+class CallStruct(ctypes.Structure):
+    """struct Call of driver.h"""
+
+    _fields_ = [
+        *((name, ctypes.c_char_p) for name in ("cell", "tier")),
+        *((name, ctypes.c_int) for name in ("type", "tf32", "backward", "count")),
+        ("sizes", ctypes.POINTER(ctypes.c_int64)),
+        ("names", ctypes.POINTER(ctypes.c_char_p)),
+        ("data", ctypes.POINTER(ctypes.c_void_p)),
+    ]
+
+    @classmethod
+    def of(cls, call: Call, addresses: dict[str, int]) -> CallStruct:
+        count = len(addresses)
+        return cls(
+            call.mode.encode(), call.tier.encode(), TYPES.index(call.dtype), call.tf32, call.backward, count,
+            (ctypes.c_int64 * 7)(*call.sizes), (ctypes.c_char_p * count)(*map(str.encode, addresses)),
+            (ctypes.c_void_p * count)(*addresses.values()),
+        )  # fmt: skip
+
+
 class EmulatorError(RuntimeError):
     pass
 
 
 class Device:
-    """The kernels in a library that :mod:`build` made, on a device that can be of any size."""
+    """The kernels in a library that :mod:`build` made, on an emulated device of any size."""
 
     def __init__(self, library: Path):
         self.library = ctypes.CDLL(str(library))
@@ -59,19 +80,9 @@ class Device:
 
     def run(self, call: Call) -> Call:
         """Fills in the results of a call."""
-        arrays, count = call.arrays, len(call.arrays)
-        assert all(t.is_contiguous() for t in arrays.values())
-        error = self.library.run_layer(
-            call.mode.encode(),
-            TYPES.index(call.dtype),
-            call.tf32,
-            call.tier.encode(),
-            call.backward,
-            (ctypes.c_int64 * 7)(*call.sizes),
-            count,
-            (ctypes.c_char_p * count)(*(name.encode() for name in arrays)),
-            (ctypes.c_void_p * count)(*(t.data_ptr() for t in arrays.values())),
-        )
+        assert all(t.is_contiguous() for t in call.arrays.values())
+        addresses = {name: t.data_ptr() for name, t in call.arrays.items()}
+        error = self.library.run_layer(ctypes.byref(CallStruct.of(call, addresses)))
         if error:
             raise EmulatorError(error.decode())
         call.plan = self.library.last_plan().decode()
@@ -101,7 +112,7 @@ class Call:
     sizes: list[int]  # T, N, R, I, H, P, D
     arrays: dict[str, Tensor]
     results: list[str] = field(default_factory=list)
-    gates_x: Tensor | None = None  # of a forward pass: what saved values came in the place of
+    gates_x: Tensor | None = None  # of a forward pass, which overwrites it with the saved values
     plan: str = ""
 
     def fresh(self) -> Call:
@@ -150,7 +161,7 @@ class Call:
         return replace(self, arrays=self.arrays | results)
 
     def changed(self, other: Call) -> list[str]:
-        """Names of results whose bits are not the other's."""
+        """Names of results that are not bitwise equal to the other's."""
         bits = [[call.arrays[name].view(torch.uint8) for name in self.results] for call in (self, other)]
         return [name for name, a, b in zip(self.results, *bits, strict=True) if not torch.equal(a, b)]
 
@@ -187,7 +198,7 @@ def inputs(mode: str, given: dict[str, Tensor]) -> tuple[list[int], dict[str, Te
 
 
 def outputs(mode: str, x: Tensor, sizes: list[int], every_step: bool = True) -> dict[str, Tensor]:
-    """Arrays for the results of a forward pass but for what it saves, full of NaN."""
+    """Arrays for the results of a forward pass except the saved values, filled with NaN."""
     _, N, _, _, H, P, D = sizes
     results = {}
     for state in states_of(mode):
@@ -199,7 +210,7 @@ def outputs(mode: str, x: Tensor, sizes: list[int], every_step: bool = True) -> 
 
 
 class Layer:
-    """Does what csrc/torch/cuda.cpp does. Keeps its calls, so that they can be made again under other schedules."""
+    """Does what csrc/torch/cuda.cpp does. Records its calls, so that they can be repeated under other schedules."""
 
     def __init__(self, device: Device, mode: str, given: dict[str, Tensor], tier: str = "", tf32: bool = False):
         self.device, self.mode, self.tier, self.tf32 = device, mode, tier, tf32

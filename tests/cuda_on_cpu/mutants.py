@@ -13,7 +13,7 @@ from . import cases, layer
 
 TYPES = ("float", "bfloat16")  # whose kernels are run
 
-# A statement or an expression, and what comes in its place.
+# A statement or an expression, and its replacement.
 PATTERNS = [
     (r"__syncthreads\(\);", ";", "no barrier"),
     (r"__syncthreads\(\);", "__syncwarp();", "a warp's barrier"),

@@ -31,8 +31,9 @@ const char* replay(const char* path) {
   std::vector<const char*> pointers;
   for (const std::string& n : names) pointers.push_back(n.c_str());
   if (tier == "-") tier.clear();
-  const char* error = run_layer(cell.c_str(), type, tf32, tier.c_str(), backward, sizes, int(names.size()),
-                                pointers.data(), data.data());
+  const Call call{cell.c_str(), tier.c_str(),    type,       tf32, backward, int(names.size()),
+                  sizes,        pointers.data(), data.data()};
+  const char* error = run_layer(&call);
   for (void* array : data) std::free(array);
   return error;
 }

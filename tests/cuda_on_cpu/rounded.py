@@ -15,7 +15,7 @@ from .layer import CELLS, Call, Device, states_of, steps_of
 
 
 def operand(x: Tensor, tf32: bool) -> Tensor:
-    """What tensor cores multiply, in float64."""
+    """An operand as tensor cores round it, in float64."""
     if tf32:
         bits = x.float().contiguous().view(torch.int32)
         x = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
@@ -67,7 +67,7 @@ class Check:
         return torch.ones(n, 1, dtype=torch.bool) if lengths is None else (t < lengths[:n]).unsqueeze(1)
 
     def reset_before(self, t: int, d: int) -> Tensor:
-        """Rows [n, 1] whose states are replaced before step t; in direction 1 the mask of step t + 1 tells."""
+        """Rows [n, 1] whose states are replaced before step t; in direction 1 by the mask of step t + 1."""
         rows, border = torch.zeros(self.sizes[t], 1, dtype=torch.bool), t + d
         if "reset" in self.a and border < self.T:
             reset = self.a["reset"].flatten()[self.rows(border)].unsqueeze(1) & self.alive(border)
@@ -85,13 +85,13 @@ class Check:
         return h if mask is None else (h * mask[d, : h.size(0)].double()).to(self.call.dtype).double()
 
     def share_kept(self, state: str, t: int, d: int) -> Tensor | float:
-        """What zoneout keeps of a state in a step."""
+        """The fraction of a state that zoneout keeps in a step."""
         if f"zone_{state}" in self.a:
             return self.stored(f"zone_{state}", d)[self.rows(t)].double()
         return self.a[f"share_{state}"].item() if f"share_{state}" in self.a else 0.0
 
     def states_before(self, d: int) -> tuple[list[list[Tensor]], Tensor]:
-        """By step and state: [n, width] as the kernel took it, from what it stored; and h at the end."""
+        """By step and state: [n, width] as the kernel read it, from what it stored; and h at the end."""
         now = {state: self.a[f"{state}0"][d].double() for state in self.states}
         before = [None] * self.T
         for t in self.order(d):
@@ -154,12 +154,7 @@ class Check:
             at = f"step {t}, direction {d}: "
             if "h_prev" in a:
                 self.equal(at + "h_prev", a["h_prev"][d, rows], self.masked(before[t][0], d).where(alive, 0))
-            steps, past = [], []  # gradients of the states after the step; what of them zoneout leads past the cell
-            for state in self.states:
-                name = f"d{steps_of(state)}"
-                whole = ds[state][:n] + (self.stored(name, d)[rows].double() if name in a else 0)
-                past.append(whole * self.share_kept(state, t, d))
-                steps.append(whole - past[-1])
+            steps, past = self.split_by_zoneout(ds, t, d)
             prev = list(before[t])
             if w_hr is not None:
                 self.near(at + "dh_steps", a["dh_steps"][d, rows], steps[0].where(alive, 0))
@@ -179,7 +174,22 @@ class Check:
                 dresets[state][:n] += (cell + rest).where(reset & alive, 0)
                 left, old = (cell + rest).where(~reset, 0), ds[state]
                 ds[state] = torch.cat([torch.where(alive, left, old[:n]), old[n:]])
+        self.near_states(d, {f"d{state}0": value for state, value in ds.items()})
+        self.near_states(d, {f"dreset_{state}": value for state, value in dresets.items()})
+
+    def split_by_zoneout(self, ds: dict[str, Tensor], t: int, d: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients of the states after step t: the part through the cell, and the part around it by zoneout."""
+        steps, past = [], []
         for state in self.states:
-            for name, exact in ((f"d{state}0", ds[state]), (f"dreset_{state}", dresets[state])):
-                if name in a:
-                    self.near(f"direction {d}: {name}", a[name][d], exact)
+            name = f"d{steps_of(state)}"
+            whole = ds[state][: self.sizes[t]]
+            if name in self.a:
+                whole = whole + self.stored(name, d)[self.rows(t)].double()
+            past.append(whole * self.share_kept(state, t, d))
+            steps.append(whole - past[-1])
+        return steps, past
+
+    def near_states(self, d: int, exact: dict[str, Tensor]) -> None:
+        for name, value in exact.items():
+            if name in self.a:
+                self.near(f"direction {d}: {name}", self.a[name][d], value)
