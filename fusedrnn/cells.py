@@ -9,7 +9,7 @@ from torch.types import Device
 from . import twin
 from .batch import fits
 from .inputs import ScanInputs
-from .scan import scan
+from .scan import scan, torch_serves
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -18,6 +18,9 @@ def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, h: Tensor | None, c: Tenso
     """h and c after one step, or None where something does not fit: then torch.nn says what."""
     if not isinstance(x, Tensor):
         return None
+    if torch_serves(x):
+        made = cell.torch_class.forward(cell, x, h if mode != "LSTM" or h is None else (h, c))
+        return made if mode == "LSTM" else (made, None)
     parameters = cell._parameters  # fast path: nn.Module's getattr takes four times as long
     try:
         weights = [[parameters[name]] for name in PARAMETERS]

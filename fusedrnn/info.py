@@ -7,8 +7,11 @@ import os
 import platform
 
 import torch
+from torch import nn
 
+from . import twin
 from .backends import extension as backend
+from .scan import has_kernels
 
 
 def info() -> dict[str, str]:
@@ -21,7 +24,7 @@ def info() -> dict[str, str]:
     extension = backend._C
     if extension is None:
         found["extension"] = f"not in use: {backend.extension_error}"
-        found["kernels"] = "none; everything runs through fusedrnn.backends.reference, correct but slow"
+        found["kernels"] = "none; torch.nn serves plain calls, the reference in PyTorch all others, slowly"
     else:
         found["extension"] = f"built with torch {extension.torch_version}"
         found["kernels"] = "CPU" + (" and CUDA" if extension.cuda_version else "")
@@ -30,6 +33,18 @@ def info() -> dict[str, str]:
     found["CUDA devices"] = _devices()
     found["threads"] = f"{torch.get_num_threads()} (torch.set_num_threads) of {os.cpu_count()} processors"
     return found
+
+
+def serves(module: nn.Module) -> str:
+    """What runs plain calls of a layer or cell of this package, and calls with options where that is another.
+
+    Compiled, traced and exported graphs and function transforms aside.
+    """
+    p = next(module.parameters())
+    if has_kernels(p):
+        return "the CUDA kernels" if p.is_cuda else "the CPU kernels"
+    rest = "the reference in PyTorch"
+    return rest if twin.rates(module) else f"torch.nn; what it cannot do, {rest}"
 
 
 def _version() -> str:

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import stack, twin
 from .batch import Batch, fits, make_batch, take_lengths, take_reset, take_reset_state
 from .noise import Noise
+from .scan import has_kernels, torch_serves
 
 T = TypeVar("T")
 State = TypeVar("State")  # h, or (h, c)
@@ -54,7 +55,9 @@ class Recurrent(nn.RNNBase, Generic[State, Steps, PackedSteps]):
         return nn.RNNBase.extra_repr(self) + "".join(f", {name}={value}" for name, value in own.items() if value)
 
     def flatten_parameters(self) -> None:
-        """Does nothing: the weights are taken as they are, anew in every call."""
+        """Does nothing where there are kernels: the weights are taken as they are, anew in every call."""
+        if not all(has_kernels(p) for p in self.parameters(recurse=False)):
+            nn.RNNBase.flatten_parameters(self)
 
     @overload
     def forward(
@@ -127,9 +130,12 @@ class Recurrent(nn.RNNBase, Generic[State, Steps, PackedSteps]):
 
     # No bare * before the options: the older exporter of torch.onnx passes defaults by place.
     def forward(self, input, hx=None, lengths=None, reset=None, reset_state=None, return_state_sequence=False):
+        batch = make_batch(input, self.batch_first)
+        plain = lengths is None and reset is None and reset_state is None and not return_state_sequence
+        if plain and batch is not None and torch_serves(batch.x) and batch.nested is None and not twin.rates(self):
+            return self.torch_class.forward(self, input, hx)
         parameters = self._parameters  # fast path: nn.Module's getattr takes four times as long
         weights = [parameters[name] if name in parameters else getattr(self, name) for name in self._flat_weights_names]
-        batch = make_batch(input, self.batch_first)
         initial = None if batch is None else self._states(hx, batch, weights[0])
         if initial is None:
             return self._ask_torch(
@@ -140,7 +146,6 @@ class Recurrent(nn.RNNBase, Generic[State, Steps, PackedSteps]):
         dropout = self.dropout if self.training and layers > 1 else 0.0  # a graph takes what is read for an input
         plain_input = batch.batch_sizes is None
         options = stack.PLAIN if plain_input and not dropout else stack.Options(dropout, batch.batch_sizes)
-        plain = lengths is None and reset is None and reset_state is None and not return_state_sequence
         if not plain or batch.nested is not None:
             options = self._options(options, batch, initial, lengths, reset, reset_state, return_state_sequence)
         if self.recurrent_dropout or self.zoneout_h or self.zoneout_c or self.weight_drop:
