@@ -37,8 +37,8 @@ except ImportError:
     torch = None
 sys.path[:] = visible
 
-PYTHON_SOURCES = ["csrc/torch/extension.cpp", "csrc/torch/autograd.cpp"]  # the only ones that see Python
-TORCH_SOURCES = [f"csrc/torch/{name}.cpp" for name in ("layer", "memory", "operators", "recompute", "sums")]
+PYTHON_SOURCES = ["csrc/torch/extension.cpp", "csrc/torch/python.cpp"]  # the only ones that see Python
+TORCH_SOURCES = [f"csrc/torch/{name}.cpp" for name in ("layer", "memory", "node", "operators", "recompute", "sums")]
 CPU_SOURCES = [*TORCH_SOURCES, "csrc/registry.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
 LIBRARY = "fusedrnn.libfusedrnn"
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))

@@ -83,7 +83,8 @@ struct ScanParams {
   Batch batch;
   Weights<T> weights[2];  // per direction
   const T* x;             // [R, I]              CPU only, as w_ih and b_ih
-  const T* gates_x;       // [D, R, G, H]        CUDA only: x W_ih^T + b_ih; when training, planes 0 .. G-1 of saved
+  const T* gates_x;       // x W_ih^T + b_ih. CPU: [R, D, G, H] in place of x (then I is 0), or null; CUDA: [D, R, G, H],
+                          // when training, planes 0 .. G-1 of saved
   const T* h_mask;        // [D, N, P] or null   h is multiplied by it on its way into w_hh, in every step
   State<T> states[kMaxStates];  // states[0] is h, of width P, and its steps are y; the others have width H
   // written by scan_forward, read by scan_backward
@@ -118,7 +119,7 @@ struct StateGrads {  // each shaped as in State
 template <class T>
 struct ScanGrads {
   StateGrads<T> states[kMaxStates];
-  T* dx;                      // [R, I] or null   CPU only, as the next
+  T* dx;                      // of x [R, I], or of gates_x [R, D, G, H], or null   CPU only, as the next
   WeightGrads<T> weights[2];  // per direction
   StepGrads<T> steps;         // CUDA only
 };

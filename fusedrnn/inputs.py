@@ -14,9 +14,9 @@ DIFFERENTIABLE = ("x", "initial", *WEIGHTS, "reset_states")  # they come first i
 class ScanInputs(NamedTuple):
     """What :func:`fusedrnn.scan.scan` is given. Of one step, x is [N, I] and states have no dimension D."""
 
-    x: Tensor  # padded [T, N, I], or packed rows [R, I]
+    x: Tensor  # padded [T, N, I], or packed rows [R, I]; without w_ih and b_ih already projected: [.., D*G*H]
     initial: Sequence[Tensor]  # of each state [D, N, width]: h of width P, the others of width H
-    w_ih: Sequence[Tensor]  # of each direction [G*H, I]
+    w_ih: Sequence[Tensor]  # of each direction [G*H, I], or none
     w_hh: Sequence[Tensor]  # [G*H, P]
     b_ih: Sequence[Tensor] = ()  # [G*H], or none
     b_hh: Sequence[Tensor] = ()
@@ -34,7 +34,7 @@ class ScanInputs(NamedTuple):
 
     @property
     def directions(self) -> int:
-        return len(self.w_ih)
+        return len(self.w_hh)
 
     def differentiable(self) -> list[Tensor]:
         """Those that can have gradients, which always come in this order."""

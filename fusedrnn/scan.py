@@ -102,7 +102,7 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
         else:
             training = torch.is_grad_enabled() and any(t.requires_grad for t in inputs.differentiable())
         save, keep_steps = training and not recompute, sequences or training and recompute
-        outputs = operators.scan_forward(cell, save, keep_steps, *inputs)
+        outputs = operators.scan_forward(cell, save, keep_steps, inputs)
         steps, last = outputs[:states], outputs[states : 2 * states]
     if h_dtype is not None:
         steps = [steps[0].to(h_dtype), *steps[1:]]

@@ -188,7 +188,7 @@ RULES = [
     ),
     Rule(
         "the library of kernels and operators knows no Python",
-        r"csrc/(?!torch/(extension|autograd)\.).*",
+        r"csrc/(?!torch/(extension|python)\.).*",
         never(r"#\s*include\s*<(Python\.h|pybind11/.*|torch/csrc/utils/pybind\.h)>|\bpybind11::|\bTHP\w+"),
         ("csrc/torch/layer.cpp", "pybind11::gil_scoped_release no_gil;"),
     ),

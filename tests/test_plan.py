@@ -14,7 +14,7 @@ TILE_ROWS, GROUP = 8, 16
 
 
 def plan(device, mode="LSTM", H=256, N=16, T=512, D=1, bytes=2, backward=False, P=None, forced=""):
-    found = extension._C.plan(mode, backward, T, N, H, H if P is None else P, D, bytes, device, forced)
+    found = extension._C.plan(mode, backward, (T, N, H, H if P is None else P, D), bytes, device, forced)
     return dict(zip(["tier", "groups", "blocks", "row_tiles", "replicas", "shared_bytes"], found, strict=True))
 
 

@@ -66,15 +66,37 @@ def test_outputs_and_gradients_equal_the_reference(mode, dtype):
             continue
         P = 8 if projected else H
         inputs = make_layer(mode, D, 5, 7, 11, H, P, bias, dtype, packed, lengths, reset > 0, reset > 1)
-        leaves = inputs.differentiable()
-        ours, theirs = outputs_of(scan.scan(mode, inputs, True)), outputs_of(reference.scan(mode, inputs))
-        grads = [torch.randn_like(t) for t in theirs]
-        found = [torch.autograd.grad(out, leaves, grads, allow_unused=True) for out in (ours, theirs)]
-        for a, b in zip([*ours, *found[0]], [*theirs, *found[1]], strict=True):
-            if a is None and b is None:
-                continue
-            b = torch.zeros_like(a) if b is None else b
-            assert distance(a, b) <= SAME[dtype]
+        assert_equals_the_reference(mode, inputs)
+
+
+def assert_equals_the_reference(mode, inputs):
+    leaves, dtype = inputs.differentiable(), inputs.x.dtype
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    ours = outputs_of(scan.scan(mode, inputs, True))
+    theirs = outputs_of(reference.scan(mode, inputs.with_differentiable(exact)))
+    if inputs.one_step:
+        del theirs[len(inputs.initial)]  # the last h is that of the only step
+    grads = [torch.randn_like(t) for t in ours]
+    ours += torch.autograd.grad(ours, leaves, grads, allow_unused=True)
+    theirs += torch.autograd.grad(theirs, exact, [g.double() for g in grads], allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        if a is None and b is None:
+            continue
+        b = torch.zeros_like(a) if b is None else b
+        assert distance(a, b) <= (SAME[dtype] if dtype in SAME else IN_A_16_BIT_TYPE["bfloat16"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("mode", list(reference.CELLS))
+def test_input_that_is_projected_already_equals_the_reference(mode, dtype):
+    batches = [(None, None), ([4, 2, 2, 1], None), (None, [0, 5, 3, 2, 1, 5, 4])]
+    G = extension.cell_traits(mode).gates
+    for (D, H, bias), (packed, lengths) in itertools.product([(1, 70, True), (2, 19, False)], batches):
+        inputs = make_layer(mode, D, 5, 7, D * G * H, H, H, bias, dtype, packed, lengths, reset=True)
+        assert_equals_the_reference(mode, scaled(inputs, H**-0.5)._replace(w_ih=[], b_ih=[]))
+    one_step = make_layer(mode, 1, 1, 7, G * H, H, H, True, dtype)
+    one_step = one_step._replace(x=one_step.x[0], initial=[s[0] for s in one_step.initial], w_ih=[], b_ih=[])
+    assert_equals_the_reference(mode, one_step)
 
 
 # Two threads split the rows of the first four layers and the units of the others (csrc/README.md says when). One has

@@ -11,11 +11,10 @@ template <class Cell, class T>
 class Forward {
   using S = Arithmetic<T>;
   using V = Vec<S>;
-  static constexpr int G = Cell::kGates, A = Cell::kSaved;
+  static constexpr int G = Cell::kGates, A = Cell::kSaved, kStates = Cell::kStates;
   static constexpr int64_t kChunkRows = 96;             // rows the input projection is made for at a time, at least
   static constexpr int64_t kBlockRows = 4 * kTileRows;  // rows whose gates are kept in L1 at a time
   static constexpr bool kIsBfloat16 = std::is_same_v<T, bfloat16> && std::endian::native == std::endian::little;
-  static constexpr int kStates = Cell::kStates;
 
  public:
   explicit Forward(const ScanParams<T>& params)
@@ -210,11 +209,15 @@ class Forward {
   }
 
   void project_input(const Partition& part, int64_t rows, const Workspace& space) {
-    int64_t width = padded<S>(part.unit_end - part.unit);
+    int64_t units = part.unit_end - part.unit, width = padded<S>(units);
     for (int64_t m = 0; m < rows; ++m) {
+      int64_t place = (space.rows[m].index * s.directions + part.d) * G * s.hidden + part.unit;
       space.h[m] = p.x + space.rows[m].index * s.input;
       space.rows[m].gates_x = space.gates_x + m * G * width;
+      for (int g = 0; p.gates_x && g < G; ++g)
+        widen_row(space.rows[m].gates_x + g * width, p.gates_x + place + g * s.hidden, units);
     }
+    if (p.gates_x) return;
     as_operands<T, S>(rows, s.input, space.h, pairs_of_x, space.wide, space.a);
     GateProduct product = of_input(part.d);
     for_panels<S>(part, part.unit, part.unit_end, s.hidden, false, [&](int64_t j, int64_t columns) {
@@ -233,7 +236,6 @@ class Forward {
 
   void take_step(const Partition& part, const StepIterator<T>& walk, int64_t t, const Row* rows, int64_t live,
                  const Workspace& space) {
-    int d = part.d;
     for (int64_t m = 0; m < live; ++m) {
       int64_t n = rows[m].n;
       space.h[m] = walk.before(0, t, n);
@@ -241,13 +243,13 @@ class Forward {
     }
     as_operands<T, S>(live, s.projected, space.h, pairs, space.wide, space.a);
     if (p.h_mask) mask_rows(walk, rows, live, space);
-    GateProduct product = recurrent(d);
+    GateProduct product = recurrent(part.d);
     for_panels<S>(part, part.unit, part.unit_end, s.hidden, t % 2, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
         prefetch_states(walk, rows + m, block_rows, j, columns);
         for (int i = 0; i < G; ++i) {
           for (int64_t b = 0; p.saved && b < block_rows; ++b)  // not all at once: they would fill L1
-            prefetch_for_write(saved_row(d, rows[m + b]) + i * s.hidden + j, columns);
+            prefetch_for_write(saved_row(part.d, rows[m + b]) + i * s.hidden + j, columns);
           int g = t % 2 ? G - 1 - i : i;  // as the panels
           multiply_by(product, j, g, columns, block_rows, space.a + m, space.gates_r + g * kPanel<S>, G * kPanel<S>);
         }
@@ -290,13 +292,12 @@ class Forward {
 
   // The cell, for units j0 .. j0 + columns of one row.
   void activate(const Partition& part, const Row& row, int64_t j0, int64_t columns, const T* h, const S* gates_r) {
-    int d = part.d;
-    int64_t width = padded<S>(part.unit_end - part.unit), place = row.index * s.directions + d;
-    T* saved = p.saved ? saved_row(d, row) : nullptr;
-    T* steps[kStates] = {output(d, row)};
+    int64_t width = padded<S>(part.unit_end - part.unit), place = row.index * s.directions + part.d;
+    T* saved = p.saved ? saved_row(part.d, row) : nullptr;
+    T* steps[kStates] = {output(part.d, row)};
     S* carry[kStates] = {};
     for (int k = 1; k < kStates; ++k) {
-      carry[k] = carried_row(k, d, row.n);
+      carry[k] = carried_row(k, part.d, row.n);
       steps[k] = p.states[k].steps ? p.states[k].steps + place * s.hidden : nullptr;
     }
     bool zone_h = p.states[0].zone && !projects;
@@ -344,14 +345,13 @@ class Forward {
 
   void project_hidden(const Partition& part, const StepIterator<T>& walk, int64_t t, const Row* rows, int64_t live,
                       const Workspace& space) {
-    int d = part.d;
     S* tile = space.gates_r;
     part.sync_if_units_are_split();
-    for (int64_t m = 0; m < live; ++m) space.h[m] = hidden_row(d, rows[m]);
+    for (int64_t m = 0; m < live; ++m) space.h[m] = hidden_row(part.d, rows[m]);
     as_operands<T, S>(live, s.hidden, space.h, false, space.wide, space.a);
     for_panels<S>(part, part.out, part.out_end, s.projected, false, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
-        multiply<S>(block_rows, columns, space.a + m, s.hidden, w_hr + (d * P_ + j) * s.hidden, zero_bias, 0, tile,
+        multiply<S>(block_rows, columns, space.a + m, s.hidden, w_hr + (part.d * P_ + j) * s.hidden, zero_bias, 0, tile,
                     kPanel<S>);
         for (int64_t b = 0; b < block_rows; ++b) {
           int64_t at = walk.output(rows[m + b].index, s.projected, j);

@@ -133,7 +133,8 @@ class Sums {
       for (int64_t n = 0; n < walk.rows(t); ++n) {
         int64_t r = walk.row(t, n);
         if (!walk.alive(t, n)) {
-          if (g.dx && member == 0) zero(g.dx + r * s.input, s.input);
+          int64_t width = p.gates_x ? s.directions * G * s.hidden : s.input;
+          if (g.dx && member == 0) zero(g.dx + r * width, width);
           continue;
         }
         if (++k < begin || k >= end) continue;
@@ -182,9 +183,13 @@ class Sums {
  private:
   bool bias_wanted() const { return dw.b_ih || dw.b_hh; }
 
-  // dx (+)= dgates W_ih
+  // dx (+)= dgates W_ih; the gradient of gates_x is dgates itself
   void add_dx(int64_t begin, int64_t end, const E* dgates, bool begun) const {
     int64_t K = G * s.hidden;
+    for (int64_t k = begin; p.gates_x && k < end; ++k)
+      for (int64_t n = 0; n < K; n += V::kLanes)
+        V::load(dgates + k * Q * s.hidden + n, K - n).store(g.dx + (places[k] * s.directions + d) * K + n, K - n);
+    if (p.gates_x) return;
     Buffer<S> tile(kBlockRows * kPanel<S>), wide(kDotProducts && !pairs ? kBlockRows * padded<S>(K) : 0);
     for_panels<S>(0, s.input, false, [&](int64_t n, int64_t columns) {
       for_blocks(end - begin, kBlockRows, [&](int64_t m, int64_t rows) {

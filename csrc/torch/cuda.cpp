@@ -97,10 +97,12 @@ RnnPrecision::~RnnPrecision() = default;
 Tensor project_input(const ScanInputs& in, const Shape& s, int gates, int planes) {
   RnnPrecision precision(in.x);
   Tensor projected = at::empty({s.directions, s.packed_rows, planes, s.hidden}, in.x.options());
-  Tensor rows = in.x.reshape({s.packed_rows, s.input});
+  Tensor rows = in.x.reshape({s.packed_rows, in.x.size(-1)});
   for (int d = 0; d < s.directions; ++d) {
     Tensor out = projected[d].flatten(1).narrow(1, 0, gates * s.hidden);
-    if (in.b_ih.empty())
+    if (in.is_projected())
+      out.copy_(rows.narrow(1, d * gates * s.hidden, gates * s.hidden));
+    else if (in.b_ih.empty())
       at::mm_out(out, rows, in.w_ih[d].t());
     else
       at::linear_out(out, rows, in.w_ih[d], in.b_ih[d]);

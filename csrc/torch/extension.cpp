@@ -3,16 +3,17 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <array>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "../cuda/plan.h"
-#include "autograd.h"
 #include "cuda.h"
 #include "memory.h"
 #include "plain.h"
+#include "python.h"
 #include "sums.h"
 
 namespace {
@@ -26,10 +27,12 @@ pybind11::dict traits_of_cell(const std::string& cell) {
                         "grads"_a = traits.grads);
 }
 
-// Tier, groups, blocks, row tiles, replicas and shared bytes of the plan for a layer on a device, for tests.
-auto layer_plan(const std::string& cell, bool backward, int64_t steps, int64_t rows, int64_t hidden, int64_t projected,
-                int directions, int value_bytes, std::tuple<int, int, int> gpu, const std::string& forced) {
-  Job job{backward, find_cell(cell).traits, {steps, rows, steps * rows, 0, hidden, projected, directions}, value_bytes};
+// Tier, groups, blocks, row tiles, replicas and shared bytes of the plan for a layer of T, N, H, P and D on a device of
+// so many multiprocessors, bytes of shared memory and compute capability; for tests.
+auto layer_plan(const std::string& cell, bool backward, std::array<int64_t, 5> sizes, int value_bytes,
+                std::array<int, 3> gpu, const std::string& forced) {
+  auto [T, N, H, P, D] = sizes;
+  Job job{backward, find_cell(cell).traits, {T, N, T * N, 0, H, P, static_cast<int>(D)}, value_bytes};
   auto [multiprocessors, shared_bytes, capability] = gpu;
   Device device{multiprocessors, shared_bytes, capability};
   Plan p = forced.empty() ? make_plan(job, device) : make_forced_plan(job, device, forced);
@@ -70,7 +73,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("is_dispatched", [](const Tensor& t) { return is_dispatched(t); });
   m.def("cached_cast",
         [](const Tensor& t, at::ScalarType dtype) { return at::autocast::cached_cast(dtype, t, t.device().type()); });
-  m.def("scan", &scan);
-  m.def("set_gradients", &set_gradients);
+  m.def("scan", pybind11::overload_cast<const std::string&, bool, bool, pybind11::handle>(&scan));
+  m.def("set_gradients", pybind11::overload_cast<pybind11::object>(&set_gradients));
   m.def("sum_over_steps", &sums_of);
 }

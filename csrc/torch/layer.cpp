@@ -81,7 +81,7 @@ class Layer {
     for (int d = 0; d < shape.directions; ++d)
       p.weights[d] = {pointer<T>(in.w_ih, d), pointer<T>(in.w_hh, d), pointer<T>(in.b_ih, d), pointer<T>(in.b_hh, d),
                       pointer<T>(in.w_hr, d)};
-    p.x = pointer<T>(in.x);
+    (in.is_projected() ? p.gates_x : p.x) = pointer<T>(in.x);
     p.h_mask = pointer<T>(in.h_mask);
     for (int k = 0; k < traits.states; ++k)
       p.states[k] = {pointer<T>(in.initial, k), pointer<T>(in.reset_states, k), zone(k), pointer<T>(out.steps, k),
@@ -152,7 +152,7 @@ class Layer {
     shape.directions = one_step ? 1 : static_cast<int>(h0.size(0));
     shape.rows = h0.size(-2);
     shape.projected = h0.size(-1);
-    shape.input = x.size(-1);
+    shape.input = in.is_projected() ? 0 : x.size(-1);
   }
 
   void take_options() {
@@ -201,14 +201,18 @@ class Layer {
             given.size(), " for D = ", shape.directions);
       for (Tensor& t : given) t = take(t, size, name);
     };
-    check(!in.w_ih.empty() && in.w_ih[0].defined() && in.w_ih[0].dim() == 2,
-          "w_ih must be [G*H, I] for each direction");
-    shape.hidden = in.w_ih[0].size(0) / traits.gates;
-    int64_t gates = traits.gates * shape.hidden;
-    take_all(in.w_ih, {gates, shape.input}, "w_ih");
+    check(!in.w_hh.empty() && in.w_hh[0].defined() && in.w_hh[0].dim() == 2,
+          "w_hh must be [G*H, P] for each direction");
+    shape.hidden = in.w_hh[0].size(0) / traits.gates;
+    int64_t gates = traits.gates * shape.hidden, all_gates = shape.directions * gates;
+    if (!in.is_projected()) take_all(in.w_ih, {gates, shape.input}, "w_ih");
     take_all(in.w_hh, {gates, shape.projected}, "w_hh");
-    check(in.b_ih.size() == in.b_hh.size(), "there must be b_ih and b_hh or neither");
-    if (!in.b_ih.empty()) take_all(in.b_ih, {gates}, "b_ih"), take_all(in.b_hh, {gates}, "b_hh");
+    check(in.is_projected() ? in.b_ih.empty() : in.b_ih.size() == in.b_hh.size(),
+          "there must be b_ih and b_hh or neither, and without w_ih no b_ih");
+    check(!in.is_projected() || in.x.size(-1) == all_gates, "without w_ih, x must be projected: [.., ", all_gates,
+          "]; got ", in.x.sizes());
+    if (!in.b_ih.empty()) take_all(in.b_ih, {gates}, "b_ih");
+    if (!in.b_hh.empty()) take_all(in.b_hh, {gates}, "b_hh");
     if (!in.w_hr.empty()) take_all(in.w_hr, {shape.projected, shape.hidden}, "w_hr");
     check(projects() ? traits.states > 1 : shape.projected == shape.hidden,
           "only an LSTM with w_hr has a hidden state of another size; got ", shape.projected, " for hidden size ",

@@ -11,9 +11,10 @@ namespace fusedrnn {
 // The tensors of a layer, and the only list of them: operators, autograd and Python follow the order of fields().
 // Absent ones are undefined or, of a list, not there. Of one step, x is [N, I] and states have no dimension D.
 struct ScanInputs {
-  at::Tensor x;                          // [T, N, I], or packed rows [R, I]
+  at::Tensor x;                          // [T, N, I], or packed rows [R, I]; without w_ih and b_ih already projected:
+                                         // [.., D*G*H]
   std::vector<at::Tensor> initial;       // of each state [D, N, width]; the first is h
-  std::vector<at::Tensor> w_ih, w_hh;    // of each direction [G*H, I] and [G*H, P]
+  std::vector<at::Tensor> w_ih, w_hh;    // of each direction [G*H, I], or none, and [G*H, P]
   std::vector<at::Tensor> b_ih, b_hh;    // [G*H], or none
   std::vector<at::Tensor> w_hr;          // [P, H], or none
   std::vector<at::Tensor> reset_states;  // as initial, or none for zeros
@@ -36,7 +37,8 @@ struct ScanInputs {
   std::vector<at::Tensor> differentiable() const;
 
   bool is_one_step() const { return initial[0].dim() == 2 && !batch_sizes.defined(); }
-  int64_t directions() const { return static_cast<int64_t>(w_ih.size()); }
+  int64_t directions() const { return static_cast<int64_t>(w_hh.size()); }
+  bool is_projected() const { return w_ih.empty(); }
 };
 
 constexpr std::vector<at::Tensor> ScanInputs::* kWeightKinds[] = {

@@ -6,6 +6,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "node.h"
+
 namespace fusedrnn {
 
 using at::Tensor;
@@ -14,6 +16,12 @@ std::vector<Tensor> flatten(const ScanOutputs& outputs) {
   std::vector<Tensor> flat = outputs.steps;
   flat.insert(flat.end(), outputs.last.begin(), outputs.last.end());
   flat.push_back(outputs.saved), flat.push_back(outputs.hidden);
+  return flat;
+}
+
+std::vector<Tensor> flatten(const ScanOutputGrads& grads) {
+  std::vector<Tensor> flat = grads.steps;
+  flat.insert(flat.end(), grads.last.begin(), grads.last.end());
   return flat;
 }
 
@@ -33,6 +41,13 @@ ScanOutputGrads grads_of(const std::vector<Tensor>& flat, size_t states) {
 namespace {
 
 using torch::jit::Stack;
+
+// Absent tensors become undefined.
+std::vector<Tensor> without_absent(std::vector<Tensor> tensors) {
+  for (Tensor& t : tensors)
+    if (t.dim() < 2) t = Tensor();
+  return tensors;
+}
 
 // The arguments of an operator, in their order.
 class Arguments {
@@ -57,23 +72,22 @@ class Arguments {
     const c10::IValue& value = next();
     if (value.isTensorList()) to = value.toTensorVector();  // AOTInductor passes none for an empty list
   }
-  std::vector<Tensor> present() {  // undefined where absent
-    std::vector<Tensor> all = next().toTensorVector();
-    for (Tensor& t : all)
-      if (t.dim() < 2) t = Tensor();
-    return all;
-  }
+  std::vector<Tensor> present() { return without_absent(next().toTensorVector()); }
 
  private:
   c10::ArrayRef<c10::IValue> values_;
   size_t at_ = 0;
 };
 
-void give_back(const c10::OperatorHandle& op, Stack* stack, std::vector<Tensor> results, const Tensor& x) {
+void put_results(Stack* stack, std::vector<Tensor> results, const Tensor& x) {
   for (Tensor& t : results)
     if (!t.defined()) t = at::empty({0}, x.options());
-  torch::jit::drop(*stack, op.schema().arguments().size());
   stack->emplace_back(std::move(results));
+}
+
+void give_back(const c10::OperatorHandle& op, Stack* stack, std::vector<Tensor> results, const Tensor& x) {
+  torch::jit::drop(*stack, op.schema().arguments().size());
+  put_results(stack, std::move(results), x);
 }
 
 void forward(const c10::OperatorHandle& op, Stack* stack) {
@@ -82,6 +96,28 @@ void forward(const c10::OperatorHandle& op, Stack* stack) {
   bool save = arguments.next().toBool(), sequences = arguments.next().toBool();
   ScanInputs inputs = arguments.inputs();
   give_back(op, stack, flatten(scan_forward(cell, save, sequences, inputs)), inputs.x);
+}
+
+// Of the whole operator, with the forward pass below it: another kernel of it.
+void forward_with_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  auto below = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+  };
+  Arguments arguments(stack, op);
+  const std::string cell = arguments.next().toStringRef();
+  arguments.next();
+  bool sequences = arguments.next().toBool();
+  ScanInputs inputs = arguments.inputs();
+  if (!wants_gradients(inputs)) return below();
+  Tensor x = inputs.x;
+  ScanOutputs outputs =
+      scan_differentiably({cell, sequences, inputs, [&] {
+                             below();
+                             auto flat = torch::jit::pop(*stack).toTensorVector();
+                             return outputs_of(without_absent(std::move(flat)), inputs.initial.size());
+                           }});
+  put_results(stack, flatten(outputs), x);
 }
 
 void backward(const c10::OperatorHandle& op, Stack* stack) {
@@ -109,6 +145,9 @@ TORCH_LIBRARY(fusedrnn, m) {
 TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
   m.impl("scan_forward", torch::CppFunction::makeFromBoxedFunction<&forward>());
   m.impl("scan_backward", torch::CppFunction::makeFromBoxedFunction<&backward>());
+}
+TORCH_LIBRARY_IMPL(fusedrnn, Autograd, m) {
+  m.impl("scan_forward", torch::CppFunction::makeFromBoxedFunction<&forward_with_autograd>());
 }
 #ifdef FUSEDRNN_WITH_CUDA
 TORCH_LIBRARY_IMPL(fusedrnn, CUDA, m) {

@@ -7,6 +7,7 @@ namespace fusedrnn {
 
 // steps and last of each state, saved, hidden; and of gradients: steps and last of each state.
 std::vector<at::Tensor> flatten(const ScanOutputs& outputs);
+std::vector<at::Tensor> flatten(const ScanOutputGrads& grads);
 ScanOutputs outputs_of(const std::vector<at::Tensor>& flat, size_t states);
 ScanOutputGrads grads_of(const std::vector<at::Tensor>& flat, size_t states);
 

@@ -65,19 +65,21 @@ Tensor of(const std::vector<Tensor>& tensors, int64_t d) { return tensors.empty(
 void sum_over_steps(const ScanInputs& in, const ScanOutputs& out, const StepSums& steps, ScanInputs* gradients) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   int64_t D = steps.dgates.size(0), R = steps.dgates.size(1), H = steps.dgates.size(3);
-  int64_t P = in.initial[0].size(-1), GH = in.w_ih[0].size(0);
+  int64_t P = in.initial[0].size(-1), GH = in.w_hh[0].size(0);
   Tensor rows = in.x.reshape({R, in.x.size(-1)}), initial = in.initial[0].reshape({D, in.initial[0].size(-2), P});
   int64_t N = std::min(initial.size(1), R);
   for (int64_t d = 0; d < D; ++d) {
     Tensor planes = steps.dgates[d].flatten(1), dgates_x = planes.slice(1, 0, GH);  // [R, Q*H] and [R, G*H]
-    if (gradients->x.defined()) {
+    if (gradients->x.defined() && in.is_projected()) {
+      gradients->x.view({R, D, GH}).select(1, d).copy_(dgates_x);
+    } else if (gradients->x.defined()) {
       Tensor dx = gradients->x.view({R, in.x.size(-1)});
       if (d)
         dx.addmm_(dgates_x, in.w_ih[d]);
       else
         at::mm_out(dx, dgates_x, in.w_ih[0]);
     }
-    if (Tensor w_ih = gradients->w_ih[d]; w_ih.defined()) at::mm_out(w_ih, dgates_x.t(), rows);
+    if (Tensor w_ih = of(gradients->w_ih, d); w_ih.defined()) at::mm_out(w_ih, dgates_x.t(), rows);
     if (Tensor w_hh = gradients->w_hh[d]; w_hh.defined()) {
       RecurrentSum sum(planes, w_hh, H);
       // The first step begins with the initial state, the others with y of N rows before; direction 1 from the end.

@@ -18,8 +18,8 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from ..inputs import DIFFERENTIABLE, ScanInputs
-from . import extension, reference
+from ..inputs import ScanInputs
+from . import extension
 
 
 def can_take(tensors: Iterable[Tensor]) -> bool:
@@ -35,15 +35,16 @@ def can_take(tensors: Iterable[Tensor]) -> bool:
     )
 
 
-def scan_forward(cell: str, save: bool, sequences: bool, *fields) -> list[Tensor]:
+def scan_forward(cell: str, save: bool, sequences: bool, inputs: ScanInputs) -> list[Tensor]:
     """Returns each state after every step and after the last, saved and hidden: 2 S + 2 tensors."""
-    return torch.ops.fusedrnn.scan_forward.default(cell, save, sequences, *_arguments(ScanInputs(*fields)))
+    return torch.ops.fusedrnn.scan_forward.default(cell, save, sequences, *_arguments(inputs))
 
 
-def _arguments(inputs: ScanInputs) -> list:
-    """The fields as operators take them: lists, and no zoneout as an empty tensor."""
-    absent = [inputs.x.new_empty(0) if z is None else z for z in inputs.zones]
-    return [f if f is None or isinstance(f, Tensor) else list(f) for f in inputs._replace(zones=absent)]
+def _arguments(inputs: ScanInputs) -> ScanInputs:
+    """The fields as operators take them: no zoneout of a state is an empty tensor."""
+    if not inputs.zones:
+        return inputs
+    return inputs._replace(zones=[inputs.x.new_empty(0) if z is None else z for z in inputs.zones])
 
 
 def _inputs(fields) -> ScanInputs:
@@ -67,7 +68,7 @@ def _fake_forward(cell, save, sequences, *fields):
     inputs = _inputs(fields)
     _check_devices(inputs)
     x, traits = inputs.x, extension.cell_traits(cell)
-    directions, hidden = inputs.directions, inputs.w_ih[0].size(0) // traits.gates
+    directions, hidden = inputs.directions, inputs.w_hh[0].size(0) // traits.gates
     sequence, rows = x.shape[:-1], math.prod(x.shape[:-1])  # Size.numel() would fix the size in the graph
     absent = x.new_empty(0)
     keep_steps = sequences or save and not inputs.one_step
@@ -104,68 +105,33 @@ def gradients(
     return [t if want else None for t, want in zip(made, wanted, strict=True)]
 
 
-def _save_forward(ctx, inputs, output):
-    cell, _, _, *fields = inputs
-    fields, states = ScanInputs(*fields), len(fields[1])
-    # one step starts from the initial states
-    steps = [None] * states if fields.one_step else output[:states]
-    ctx.cell, ctx.counts = cell, [None if f is None or isinstance(f, Tensor) else len(f) for f in fields]
-    flat = [t for f in fields for t in ([f] if f is None or isinstance(f, Tensor) else f)]
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*flat, *steps, *output[2 * states :])
-
-
-def _backward(ctx, grads):
-    tensors = iter(ctx.saved_tensors)  # unpack once: checkpoint hooks forbid a second unpack
-    fields = [next(tensors) if n is None else [next(tensors) for _ in range(n)] for n in ctx.counts]
-    inputs, rest = _inputs(fields), list(tensors)
-    states = len(inputs.initial)
-    outputs = [*rest[:states], *[None] * states, *rest[states:]]
-    grads = [None if g is None or g.dim() < 2 else g for g in grads[: 2 * states]]
-    needed = iter(ctx.needs_input_grad[3:])
-    wanted = [
-        w
-        for n, want in zip(ctx.counts[: len(DIFFERENTIABLE)], needed, strict=False)
-        for w in ([want] if n is None else want or [])
-    ]
-    present = [t for t in (*inputs.tensors(), *outputs, *grads) if t is not None]
-    if torch.is_grad_enabled() or not can_take(present):  # in grad mode they shall be differentiable
-        made = reference.gradients(ctx.cell, inputs, grads, wanted)
-    else:
-        made = gradients(ctx.cell, inputs, outputs, grads, wanted)
-    by_field = inputs.with_differentiable(made)[: len(DIFFERENTIABLE)]
-    return None, None, None, *by_field, None, None, None, None, [None] * len(inputs.zones)
-
-
-def _flops(cell: str, x: Sequence[int], w_ih, w_hh, w_hr) -> tuple[int, int, int]:
-    """Of all products with w_ih, w_hh and w_hr in one direction, from the sizes of the tensors."""
-    rows, (wide, inputs), (_, projected) = math.prod(x[:-1]), w_ih[0], w_hh[0]
-    hidden = w_hr[0][1] if w_hr else 0
+def _flops(shapes: ScanInputs) -> tuple[int, int, int]:
+    """Of all products with w_ih, w_hh and w_hr in one direction, from the shapes of the tensors."""
+    rows, (wide, projected) = math.prod(shapes.x[:-1]), shapes.w_hh[0]
+    inputs = shapes.w_ih[0][1] if shapes.w_ih else 0
+    hidden = shapes.w_hr[0][1] if shapes.w_hr else 0
     return 2 * rows * wide * inputs, 2 * rows * wide * projected, 2 * rows * hidden * projected
 
 
-def _flops_forward(cell, save, sequences, x, initial, w_ih, w_hh, b_ih, b_hh, w_hr, *others, out_shape=None):
-    return sum(_flops(cell, x, w_ih, w_hh, w_hr)) * len(w_ih)
+def _flops_forward(cell, save, sequences, *fields, out_shape=None):
+    shapes = ScanInputs(*fields)
+    return sum(_flops(shapes)) * shapes.directions
 
 
-def _flops_backward(cell, x, initial, w_ih, w_hh, b_ih, b_hh, w_hr, *others, out_shape=None):
-    *_, outputs, _, wanted = others
-    directions = len(w_ih)
-    of_input, recurrent, projection = _flops(cell, x, w_ih, w_hh, w_hr)
-    total = directions * (recurrent + projection + wanted[0] * of_input)  # gradients of h in every step, and of x
+def _flops_backward(cell, *arguments, out_shape=None):
+    *fields, outputs, _, wanted = arguments
+    shapes = ScanInputs(*fields)
+    wanted = shapes.with_differentiable(wanted)
+    of_input, recurrent, projection = _flops(shapes)
+    total = recurrent + projection + wanted.x * of_input  # gradients of h in every step, and of x
     if len(outputs[-2]) < 2:  # the gates are made again
-        total += directions * (of_input + recurrent + projection)
-    first = 1 + len(initial)
-    for products, count in ((of_input, directions), (recurrent, directions)):
-        total += sum(wanted[first : first + count]) * products
-        first += count
-    first += len(b_ih) + len(b_hh)
-    return total + sum(wanted[first : first + len(w_hr)]) * projection
+        total += of_input + recurrent + projection
+    total *= shapes.directions
+    return total + sum(wanted.w_ih) * of_input + sum(wanted.w_hh) * recurrent + sum(wanted.w_hr) * projection
 
 
 if extension._C is not None:
     torch.library.register_fake("fusedrnn::scan_forward", _fake_forward)
     torch.library.register_fake("fusedrnn::scan_backward", _fake_backward)
-    torch.library.register_autograd("fusedrnn::scan_forward", _backward, setup_context=_save_forward)
     register_flop_formula(torch.ops.fusedrnn.scan_forward)(_flops_forward)
     register_flop_formula(torch.ops.fusedrnn.scan_backward)(_flops_backward)

@@ -59,7 +59,8 @@ def scan(cell: str, inputs: ScanInputs) -> tuple[list[Tensor], list[Tensor]]:
 def _one_step(cell, inputs):
     w_ih, w_hh, b_ih, b_hh, w_hr = _weights(inputs, 0)
     h0 = inputs.initial[0]
-    h, *others = CELLS[cell](F.linear(inputs.x, w_ih, b_ih), F.linear(h0, w_hh, b_hh), *inputs.initial)
+    gates_x = inputs.x if w_ih is None else F.linear(inputs.x, w_ih, b_ih)
+    h, *others = CELLS[cell](gates_x, F.linear(h0, w_hh, b_hh), *inputs.initial)
     h = h.clone() if w_hr is None else F.linear(h, w_hr)  # what autograd saved stays when the caller changes h in place
     return [h, *others], [h, *others]
 
@@ -75,7 +76,8 @@ class _Direction:
     def __init__(self, cell: str, inputs: ScanInputs, d: int):
         self.cell, self.lengths, self.backwards = CELLS[cell], inputs.lengths, d == 1
         w_ih, self.w_hh, b_ih, self.b_hh, self.w_hr = _weights(inputs, d)
-        self.gates_x = F.linear(inputs.x, w_ih, b_ih).flatten(0, -2)
+        gates_x = inputs.x.chunk(inputs.directions, -1)[d] if w_ih is None else F.linear(inputs.x, w_ih, b_ih)
+        self.gates_x = gates_x.flatten(0, -2)
         rows = inputs.initial[0].size(1)
         self.sizes = [rows] * inputs.x.size(0) if inputs.batch_sizes is None else inputs.batch_sizes.tolist()
         self.starts = [0]

@@ -1,16 +1,14 @@
-#include "autograd.h"
+#include "node.h"
 
 #include <ATen/SequenceNumber.h>
 #include <ATen/record_function.h>
-#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cctype>
 #include <utility>
 
-#include "operators.h"
 #include "plain.h"
 
 namespace fusedrnn {
@@ -110,105 +108,32 @@ class Event {
   std::optional<at::RecordFunction> record_;
 };
 
-pybind11::object* python_gradients = nullptr;  // never freed: autograd may still run while Python ends
+std::atomic<Gradients> registered_gradients = nullptr;
 
-pybind11::list to_list(const variable_list& tensors) {
-  pybind11::list list;
-  for (const Tensor& t : tensors) list.append(t.defined() ? pybind11::cast(t) : pybind11::none());
-  return list;
+variable_list other_gradients(const std::string& cell, const ScanInputs& inputs, const ScanOutputs& outputs,
+                              const ScanOutputGrads& grads, const std::vector<bool>& wanted) {
+  Gradients gradients = registered_gradients;
+  TORCH_CHECK_NOT_IMPLEMENTED(gradients,
+                              "fusedrnn: without its Python module, only first derivatives of plain tensors");
+  return gradients(cell, inputs, outputs, grads, wanted);
 }
-
-variable_list ask_python(const std::string& cell, const ScanInputs& inputs, const ScanOutputs& outputs,
-                         const ScanOutputGrads& grads, const std::vector<bool>& wanted) {
-  pybind11::gil_scoped_acquire gil;
-  try {
-    auto made = (*python_gradients)(cell, to_python(inputs), to_list(flatten(outputs)),
-                                    to_list(concatenate(grads.steps, grads.last)), wanted);
-    variable_list gradients;
-    for (auto& t : made.cast<std::vector<std::optional<Tensor>>>()) gradients.push_back(t.value_or(Tensor()));
-    return gradients;
-  } catch (pybind11::error_already_set& error) {
-    error.restore();
-    python_error raised;
-    raised.persist();
-    throw raised;
-  }
-}
-
-ScanOutputs without_gil(const std::string& cell, bool save, bool sequences, ScanInputs inputs) {
-  pybind11::gil_scoped_release no_gil;
-  return scan_forward(cell, save, sequences, std::move(inputs));
-}
-
-c10::ArrayRef<PyObject*> items(pybind11::handle sequence) {
-  TORCH_CHECK_TYPE(PyList_Check(sequence.ptr()) || PyTuple_Check(sequence.ptr()), "fusedrnn: expected a list or tuple");
-  return {PySequence_Fast_ITEMS(sequence.ptr()), static_cast<size_t>(PySequence_Fast_GET_SIZE(sequence.ptr()))};
-}
-
-// Reads a Python tuple of the fields, and says whether the kernels may read all of its tensors.
-class FromPython {
- public:
-  explicit FromPython(pybind11::handle tuple) : fields_(items(tuple)) {
-    ScanInputs::fields(in, *this);
-    TORCH_CHECK_TYPE(next_ == fields_.size(), "fusedrnn: a layer has ", next_, " fields, got ", fields_.size());
-  }
-  void operator()(Tensor& to) { read(next(), to); }
-  void operator()(std::vector<Tensor>& to) {
-    auto objects = items(next());
-    to.resize(objects.size());
-    for (size_t i = 0; i < objects.size(); ++i) read(objects[i], to[i]);
-  }
-
-  ScanInputs in;
-  bool plain = true;
-
- private:
-  PyObject* next() {
-    TORCH_CHECK_TYPE(next_ < fields_.size(), "fusedrnn: a layer has more than ", fields_.size(), " fields");
-    return fields_[next_++];
-  }
-  void read(PyObject* object, Tensor& to) {
-    if (object == Py_None) return;
-    TORCH_CHECK_TYPE(THPVariable_Check(object), "fusedrnn: expected a tensor");
-    to = THPVariable_Unpack(object);
-    plain &= THPVariable_CheckExact(object) && is_plain(to);
-  }
-
-  c10::ArrayRef<PyObject*> fields_;
-  size_t next_ = 0;
-};
 
 }  // namespace
-
-ScanInputs inputs_of(pybind11::handle tuple) { return FromPython(tuple).in; }
-
-pybind11::tuple to_python(const ScanInputs& inputs) {
-  pybind11::list fields;
-  auto add = [&]<class Field>(const Field& field) {
-    if constexpr (!std::is_same_v<Field, Tensor>)
-      fields.append(to_list(field));
-    else
-      fields.append(field.defined() ? pybind11::cast(field) : pybind11::none());
-  };
-  ScanInputs::fields(inputs, add);
-  return pybind11::tuple(fields);
-}
 
 // Its name is what autograd calls the node.
 class Scan : public torch::autograd::Function<Scan> {
  public:
-  static variable_list forward(AutogradContext* ctx, const std::string& cell, bool sequences, bool recompute,
-                               const ScanInputs* inputs, at::TensorList) {
-    ScanOutputs outputs = without_gil(cell, !recompute, sequences || recompute, *inputs);
-    Packed kept(*inputs);
+  static variable_list forward(AutogradContext* ctx, const ScanCall* call, ScanOutputs* outputs, at::TensorList) {
+    *outputs = call->run();
+    Packed kept(call->inputs);
     // One step starts from the initial states: what comes after it is not asked for, and may be changed in place.
-    for (const Tensor& t : outputs.steps) kept(inputs->is_one_step() ? Tensor() : t);
-    kept(outputs.saved), kept(outputs.hidden);
+    for (const Tensor& t : outputs->steps) kept(call->inputs.is_one_step() ? Tensor() : t);
+    kept(outputs->saved), kept(outputs->hidden);
     ctx->save_for_backward(std::move(kept.tensors));
-    ctx->saved_data["cell"] = cell;
+    ctx->saved_data["cell"] = call->cell;
     ctx->saved_data["lengths"] = kept.lengths;
     ctx->set_materialize_grads(false);
-    return gather(outputs, sequences);
+    return gather(*outputs, call->sequences);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& given) {
@@ -232,31 +157,41 @@ class Scan : public torch::autograd::Function<Scan> {
         for (const Tensor& t : *tensors)
           if (t.defined()) check_memory(t, "a tensor of the backward pass");
     variable_list gradients = plain && !differentiable ? scan_backward(cell, in, outputs, grads, wanted)
-                                                       : ask_python(cell, in, outputs, grads, wanted);
-    gradients.insert(gradients.begin(), 4, Tensor());  // the first four arguments are no tensors
+                                                       : other_gradients(cell, in, outputs, grads, wanted);
+    gradients.insert(gradients.begin(), 2, Tensor());  // the first two arguments are no tensors
     return gradients;
   }
 };
 
-std::optional<variable_list> scan(const std::string& cell, bool sequences, bool recompute, pybind11::handle given) {
-  FromPython python(given);
-  ScanInputs& in = python.in;
-  if (!python.plain || is_watched() || (in.x.defined() && !has_kernels(in.x.scalar_type()))) return {};
-  size_t states = in.initial.size();
-  TORCH_CHECK_VALUE(in.x.defined() && states && in.initial[0].defined(), "fusedrnn: x and h0 must be tensors");
-  variable_list inputs;
-  if (at::GradMode::is_enabled()) inputs = in.differentiable();
-  bool differentiable = std::any_of(inputs.begin(), inputs.end(), [](const Tensor& t) { return t.requires_grad(); });
-  Event event(cell, "", in, {}, differentiable ? at::sequence_number::peek() : -1);
-  if (differentiable) {
-    variable_list made = Scan::apply(cell, sequences, recompute, &in, at::TensorList(inputs));
-    ScanOutputGrads all = scatter(made, states, in.is_one_step());
-    return concatenate(std::move(all.steps), all.last);
-  }
-  ScanOutputs outputs = without_gil(cell, false, sequences, std::move(in));
+bool wants_gradients(const ScanInputs& inputs) {
+  if (!at::GradMode::is_enabled()) return false;
+  bool any = false;
+  auto look = [&]<class Field>(const Field& field) {
+    if constexpr (std::is_same_v<Field, Tensor>)
+      any |= field.requires_grad();
+    else
+      for (const Tensor& t : field) any |= t.requires_grad();
+  };
+  ScanInputs::differentiable_fields(inputs, look);
+  return any;
+}
+
+ScanOutputs scan_differentiably(const ScanCall& call) {
+  ScanOutputs outputs;
+  variable_list differentiable = call.inputs.differentiable();
+  variable_list made = Scan::apply(&call, &outputs, at::TensorList(differentiable));
+  ScanOutputGrads placed = scatter(made, outputs.last.size(), call.inputs.is_one_step());
+  return {placed.steps, placed.last, outputs.saved, outputs.hidden};
+}
+
+variable_list scan(const std::string& cell, bool sequences, bool recompute, const ScanInputs& inputs) {
+  bool differentiable = wants_gradients(inputs), save = differentiable && !recompute;
+  Event event(cell, "", inputs, {}, differentiable ? at::sequence_number::peek() : -1);
+  auto run = [&] { return scan_forward(cell, save, sequences || (differentiable && recompute), inputs); };
+  ScanOutputs outputs = differentiable ? scan_differentiably({cell, sequences, inputs, run}) : run();
   return concatenate(std::move(outputs.steps), outputs.last);
 }
 
-void set_gradients(pybind11::object gradients) { python_gradients = new pybind11::object(std::move(gradients)); }
+void set_gradients(Gradients gradients) { registered_gradients = gradients; }
 
 }  // namespace fusedrnn
