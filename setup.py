@@ -20,6 +20,7 @@ import importlib.util
 import os
 import re
 import shlex
+import site
 import subprocess
 import sys
 import sysconfig
@@ -29,12 +30,13 @@ from setuptools import Distribution, setup
 
 visible = sys.path.copy()
 if importlib.util.find_spec("torch") is None:  # isolation hides it; the Python is that of the environment, for pip
-    sys.path += dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        site.addsitedir(folder)
 try:
     import torch
     from torch.utils import cpp_extension
-except ImportError:
-    torch = None
+except ImportError as error:
+    torch, why_no_torch = None, error
 sys.path[:] = visible
 
 PYTHON_SOURCES = ["csrc/torch/extension.cpp", "csrc/torch/python.cpp"]  # the only ones that see Python
@@ -60,8 +62,9 @@ def stop(message):
 def check_torch():
     if torch is None:
         stop(
-            "it is compiled against the torch of its environment, which this build does not see: install torch "
-            f"{OLDEST_TORCH} or newer, and add --no-build-isolation to the command (python -m build: --no-isolation)."
+            f"it is compiled against the torch of its environment, which this build does not see ({why_no_torch}): "
+            f"install torch {OLDEST_TORCH} or newer, and add --no-build-isolation to the command "
+            "(python -m build: --no-isolation)."
         )
     if [int(part) for part in torch.__version__.split(".")[:2]] < [int(part) for part in OLDEST_TORCH.split(".")]:
         stop(f"it needs torch {OLDEST_TORCH} or newer, and this is {torch.__version__}.")
@@ -156,6 +159,18 @@ def extensions():
     return [library, make("fusedrnn._C", PYTHON_SOURCES, extra_link_args=[*link, rpath], **common)]
 
 
+def torch_stamp():
+    """A file that changes with the torch to compile against: what was compiled before is out of date then."""
+    path = os.path.join("build", "torch.txt")
+    os.makedirs("build", exist_ok=True)
+    with open(path, "a+") as file:
+        file.seek(0)
+        if file.read() != torch.__version__:
+            file.truncate(0)
+            file.write(torch.__version__)
+    return path
+
+
 class Build(cpp_extension.BuildExtension if torch else object):
     def get_ext_filename(self, name):
         if name in (LIBRARY, LIBRARY.rpartition(".")[2]):
@@ -211,6 +226,7 @@ def main():
     else:
         check_platform()
         check_torch()
+        HEADERS.append(torch_stamp())
         modules = extensions()
         release, _, kind = torch.__version__.partition("+")
         label = f"+torch{release}" + f".{kind}" * (CUDA_MACRO in modules[0].define_macros)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 
@@ -11,19 +10,20 @@ from torch import nn
 
 from . import twin
 from .backends import extension as backend
+from .backends import origin
 from .scan import has_kernels
 
 
 def info() -> dict[str, str]:
     """Versions, kernels, instruction set and threads, each under the name it is printed with."""
     found = {
-        "fusedrnn": _version(),
+        "fusedrnn": origin.version() or "not installed, run from its sources",
         "torch": torch.__version__,
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
     }
     extension = backend._C
     if extension is None:
-        found["extension"] = f"not in use: {backend.extension_error}"
+        found["extension"] = f"not in use: {backend.extension_error}. {origin.remedy()}"
         found["kernels"] = "none; torch.nn serves plain calls, the reference in PyTorch all others, slowly"
     else:
         found["extension"] = f"built with torch {extension.torch_version}"
@@ -45,13 +45,6 @@ def serves(module: nn.Module) -> str:
         return "the CUDA kernels" if p.is_cuda else "the CPU kernels"
     rest = "the reference in PyTorch"
     return rest if twin.rates(module) else f"torch.nn; what it cannot do, {rest}"
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("fusedrnn")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed, run from its sources"
 
 
 def _instruction_set(extension) -> str:
