@@ -45,11 +45,11 @@ help: ## this list
 
 build: .venv/.built ## compile the extension into .venv; only what changed
 
-test: build ## all tests (ARGS="-k lstm"), and the branches of fusedrnn/ that none of them takes
+test: build .venv/.test ## all tests (ARGS="-k lstm"), and the branches of fusedrnn/ that none of them takes
 	$(BIN)/coverage run -m pytest -q $(ARGS)
 	$(BIN)/coverage report
 
-test-quick: build ## the tests that take no longer than two minutes together
+test-quick: build .venv/.test ## the tests that take no longer than two minutes together
 	$(BIN)/python -m pytest -q -m 'not slow' $(ARGS)
 
 test-install: ## every way to install, each in an environment of its own (half an hour; ARGS="--only editable")
@@ -71,14 +71,14 @@ lint: .venv/.lint ## ruff, clang-format and mypy on a user's script, changing no
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(RUN_ALONE) benchmarks/roofline.cpp
 	$(BIN)/mypy
 
-asan: build ## the tests of scan under AddressSanitizer and UBSan, in build/asan
+asan: build .venv/.test ## the tests of scan under AddressSanitizer and UBSan, in build/asan
 	$(call copy_to,$(ASAN))
 	cd $(ASAN) && FUSEDRNN_SANITIZE=1 FUSEDRNN_CUDA=0 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd $(ASAN) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_scan.py $(ARGS)
 
-mutants: build ## break the kernels in every place that a test must notice, and list the survivors (ARGS="--help")
+mutants: build .venv/.test ## break the kernels in every place that a test must notice, and list the survivors (ARGS="--help")
 	$(BIN)/python tests/mutation.py $(ARGS)
 
 cuda-check: ## compile every CUDA kernel for sm_80 and sm_90: no warning, no spill (needs nvcc, no GPU)
@@ -138,14 +138,19 @@ $(TORCH_STAMP): | .venv/bin/python
 	touch $@
 
 .venv/.installed: $(TORCH_STAMP) setup.py pyproject.toml
-	$(call announce,compiling the kernels: 3 to 6 minutes on two cores; and 0.3 GB of packages for tests and examples)
+	$(call announce,compiling the kernels: 3 to 6 minutes on two cores)
 	$(BIN)/pip install -q 'setuptools>=77' wheel ninja
-	$(BIN)/pip install --no-build-isolation -c .venv/torch.txt -e '.[test,examples]'
+	$(BIN)/pip install --no-build-isolation -c .venv/torch.txt -e '.[examples]'
 	$(call announce,compiled)
 	touch $@
 
 .venv/.built: .venv/.installed $(SOURCES)
 	test -z "$$(find csrc -newer .venv/.installed)" || $(BIN)/python setup.py -q build_ext --inplace
+	touch $@
+
+.venv/.test: .venv/.installed
+	$(call announce,downloading what the tests need: 0.3 GB)
+	$(BIN)/pip install -q -c .venv/torch.txt 'fusedrnn[test]'
 	touch $@
 
 .venv/.bench: .venv/.installed
