@@ -132,7 +132,8 @@ class Recurrent(nn.RNNBase, Generic[State, Steps, PackedSteps]):
     def forward(self, input, hx=None, lengths=None, reset=None, reset_state=None, return_state_sequence=False):
         batch = make_batch(input, self.batch_first)
         plain = lengths is None and reset is None and reset_state is None and not return_state_sequence
-        if plain and batch is not None and torch_serves(batch.x) and batch.nested is None and not twin.rates(self):
+        regularised = self.recurrent_dropout or self.zoneout_h or self.zoneout_c or self.weight_drop
+        if plain and batch is not None and torch_serves(batch.x) and batch.nested is None and not regularised:
             return self.torch_class.forward(self, input, hx)
         parameters = self._parameters  # fast path: nn.Module's getattr takes four times as long
         weights = [parameters[name] if name in parameters else getattr(self, name) for name in self._flat_weights_names]
@@ -148,7 +149,7 @@ class Recurrent(nn.RNNBase, Generic[State, Steps, PackedSteps]):
         options = stack.PLAIN if plain_input and not dropout else stack.Options(dropout, batch.batch_sizes)
         if not plain or batch.nested is not None:
             options = self._options(options, batch, initial, lengths, reset, reset_state, return_state_sequence)
-        if self.recurrent_dropout or self.zoneout_h or self.zoneout_c or self.weight_drop:
+        if regularised:
             zoneout = (self.zoneout_h, self.zoneout_c)[: len(initial)]
             noise = Noise(self.recurrent_dropout, zoneout, self.weight_drop, self.training)
             options = options._replace(noise=noise)

@@ -51,7 +51,7 @@ def torch_serves(x: Tensor) -> bool:
     """
     return (
         not has_kernels(x)
-        and x.shape[:1].numel() > 0
+        and x.numel() > 0
         and not x.is_meta
         and not torch.compiler.is_compiling()
         and forward_ad._current_level < 0
