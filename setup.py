@@ -1,6 +1,12 @@
-"""Builds fusedrnn._C against the torch that is installed: use pip's --no-build-isolation.
+"""Compiles fusedrnn against the torch of the environment it is installed into.
+
+An isolated build sees no packages of that environment, but pip runs it with that environment's Python, so torch is
+taken from where this Python keeps packages. Where it is not there (uv, python -m build), the build stops and says what
+to type. A wheel requires exactly the torch it was compiled against, and names it in its version (0.2.0+torch2.13.0),
+unless it is made from a source distribution: pip insists on the version in the name of that.
 
 Environment:
+    FUSEDRNN_NO_KERNELS=1  install without compiling anything: version 0.2.0+nokernels
     FUSEDRNN_CUDA=0|1      leave the CUDA part out, or insist on it; by default it is built where nvcc and a CUDA build
                            of torch are found (whether a GPU is in sight makes no difference)
     TORCH_CUDA_ARCH_LIST   architectures of the CUDA part, "8.0;9.0+PTX" by default
@@ -10,28 +16,58 @@ Environment:
 """
 
 import glob
+import importlib.util
 import os
 import re
 import shlex
+import site
 import subprocess
 import sys
 import sysconfig
 import tempfile
 
-import torch
-from setuptools import setup
-from torch.utils import cpp_extension
+from setuptools import Distribution, setup
+
+visible = sys.path.copy()
+if importlib.util.find_spec("torch") is None:  # isolation hides it; the Python is that of the environment, for pip
+    for folder in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        site.addsitedir(folder)
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError as error:
+    torch, why_no_torch = None, error
+sys.path[:] = visible
 
 PYTHON_SOURCES = ["csrc/torch/extension.cpp", "csrc/torch/python.cpp"]  # the only ones that see Python
 TORCH_SOURCES = [f"csrc/torch/{name}.cpp" for name in ("layer", "memory", "node", "operators", "recompute", "sums")]
 CPU_SOURCES = [*TORCH_SOURCES, "csrc/registry.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
 LIBRARY = "fusedrnn.libfusedrnn"
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
+OLDEST_TORCH = "2.11"
+WITHOUT = "FUSEDRNN_NO_KERNELS=1 PIP_NO_CACHE_DIR=1 pip install ."
+CUDA_MACRO = ("FUSEDRNN_WITH_CUDA", "1")
+COMPILES_NOTHING = (None, "egg_info", "sdist")  # commands
 HEADERS = sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True))
 
 
 def say(message):
     print(f"\n*** fusedrnn: {message}\n", file=sys.stderr, flush=True)
+
+
+def stop(message):
+    raise SystemExit(f"\n*** fusedrnn is not installed: {message}\n")
+
+
+def check_torch():
+    if torch is None:
+        stop(
+            f"it is compiled against the torch of its environment, which this build does not see ({why_no_torch}): "
+            f"install torch {OLDEST_TORCH} or newer, and add --no-build-isolation to the command "
+            "(python -m build: --no-isolation)."
+        )
+    if [int(part) for part in torch.__version__.split(".")[:2]] < [int(part) for part in OLDEST_TORCH.split(".")]:
+        stop(f"it needs torch {OLDEST_TORCH} or newer, and this is {torch.__version__}.")
 
 
 def why_no_compiler():
@@ -109,7 +145,7 @@ def extensions():
     make, sources, flags = cpp_extension.CppExtension, CPU_SOURCES, cxx
     if with_cuda():
         architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
-        macros += [("FUSEDRNN_WITH_CUDA", "1"), ("FUSEDRNN_CUDA_ARCHS", f'"{architectures}"')]
+        macros += [CUDA_MACRO, ("FUSEDRNN_CUDA_ARCHS", f'"{architectures}"')]
         make, sources = cpp_extension.CUDAExtension, [*CPU_SOURCES, "csrc/torch/cuda.cpp", *CUDA_SOURCES]
         flags = {"cxx": cxx, "nvcc": ["-O3", "-std=c++20"]}
     mac = sys.platform == "darwin"
@@ -121,7 +157,19 @@ def extensions():
     return [library, make("fusedrnn._C", PYTHON_SOURCES, extra_link_args=[*link, rpath], **common)]
 
 
-class Build(cpp_extension.BuildExtension):
+def torch_stamp():
+    """A file that changes with the torch to compile against: what was compiled before is out of date then."""
+    path = os.path.join("build", "torch.txt")
+    os.makedirs("build", exist_ok=True)
+    with open(path, "a+") as file:
+        file.seek(0)
+        if file.read() != torch.__version__:
+            file.truncate(0)
+            file.write(torch.__version__)
+    return path
+
+
+class Build(cpp_extension.BuildExtension if torch else object):
     def get_ext_filename(self, name):
         if name in (LIBRARY, LIBRARY.rpartition(".")[2]):
             return os.path.join(*name.split(".")) + ".so"
@@ -133,18 +181,58 @@ class Build(cpp_extension.BuildExtension):
         super().build_extension(extension)
 
 
-def main():
+def distribution(label, requires):
+    """The distribution of pyproject.toml, with a local label behind its version and its torch made exact."""
+
+    class Labelled(Distribution):
+        def parse_config_files(self, *args, **options):
+            super().parse_config_files(*args, **options)
+            others = [r for r in self.install_requires if not re.match(r"torch\b", r)]
+            self.install_requires = self.metadata.install_requires = [requires, *others]
+            self.metadata.version += label
+
+    return Labelled
+
+
+def check_platform():
+    if sys.platform == "win32":
+        stop(f"its kernels are not built on Windows: use WSL 2, or go without them: {WITHOUT}")
     complaint = why_no_compiler()
     if complaint:
-        say(
-            "INSTALLING WITHOUT THE COMPILED KERNELS: correct, but slow.\n"
-            f"No C++20 compiler that can build Python extensions is at hand: {complaint}\n"
-            "Install g++ 11 or newer and Python's headers (Debian: g++ python3-dev), then install fusedrnn again."
+        stop(
+            "no C++20 compiler that can build Python extensions is at hand: install g++ 11 or newer and Python's "
+            f"headers (Debian, Ubuntu: apt install g++ python3-dev), or go without kernels: {WITHOUT}\n"
+            f"The compiler {shlex.quote(os.environ.get('CXX') or 'c++')} says: {complaint}"
         )
-    setup(
-        ext_modules=[] if complaint else extensions(),
-        cmdclass={"build_ext": Build},
-    )
+
+
+def without_kernels():
+    wanted = os.environ.get("FUSEDRNN_NO_KERNELS", "")
+    if wanted not in ("", "0", "1"):
+        stop(f"FUSEDRNN_NO_KERNELS must be 0 or 1, got {wanted!r}")
+    if wanted == "1" and "bdist_wheel" in sys.argv and not {"PIP_NO_CACHE_DIR", "UV_NO_CACHE"} & set(os.environ):
+        stop(f"without PIP_NO_CACHE_DIR=1, pip might install this build again where kernels are wanted: {WITHOUT}")
+    return wanted == "1"
+
+
+def main():
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    if command in COMPILES_NOTHING:
+        setup()
+    elif without_kernels():
+        setup(distclass=distribution("+nokernels", f"torch>={OLDEST_TORCH}"))
+    else:
+        check_platform()
+        check_torch()
+        HEADERS.append(torch_stamp())
+        modules = extensions()
+        release, _, kind = torch.__version__.partition("+")
+        label = f"+torch{release}" + f".{kind}" * (CUDA_MACRO in modules[0].define_macros)
+        setup(
+            distclass=distribution("" if os.path.exists("PKG-INFO") else label, f"torch=={release}"),
+            ext_modules=modules,
+            cmdclass={"build_ext": Build},
+        )
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from shapes import SHAPES, Shape
 from tqdm import tqdm
 from worker import worker
 
+import fusedrnn
+
 # The largest accepted difference from float64, relative to the largest element. Gradients of hundreds of steps are sums
 # of hundreds of rounded terms; a wrong formula is off by 1e-1 and more in any dtype.
 AGREEMENT = {"float64": 1e-11, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1, "TF32": 2e-2}
@@ -48,6 +50,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     add("--threads", type=int, nargs="+", choices=range(1, cores + 1), metavar="N", help="(default: 1 and 2)")
     add("--seconds", type=float, help="time for each set of contenders (default: 0.4, with --quick 0.25)")
     add("--device", choices=SHAPES, default="cpu", help="cuda: other shapes, beside torch.nn only (default: cpu)")
+    add("--without-kernels", action="store_true", help="as if none were built: the same time as torch.nn is wanted")
     add("--out", type=Path, default=Path("runs/bench.json"), help="results go here (default: %(default)s)")
     add("--against", type=Path, metavar="DIR", help="instead: time another checkout's fusedrnn and this one")
     args = parser.parse_args(argv)
@@ -211,6 +214,8 @@ def main(argv: list[str] | None = None) -> int:
     machine = report.machine(args.device)
     if machine["isa"] == "none":
         sys.exit("bench: the compiled extension is not in use; python -m fusedrnn.info says why")
+    if args.without_kernels:
+        fusedrnn.backends.extension._C, machine["isa"] = None, "without kernels"
     if machine["load average"] > machine["cores"] / 2:
         print(f"WARNING: load average {machine['load average']} on {machine['cores']} cores: others may disturb this")
     if absent := [who for who in INFERENCE if not find_spec(who)]:

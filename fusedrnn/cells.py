@@ -9,7 +9,7 @@ from torch.types import Device
 from . import twin
 from .batch import fits
 from .inputs import ScanInputs
-from .scan import scan
+from .scan import scan, torch_serves
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -37,6 +37,9 @@ def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, states: list[Tensor | None
     None, all are zero."""
     if not isinstance(x, Tensor) or x.dim() not in (1, 2):
         return None
+    if torch_serves(x):
+        made = cell.torch_class.forward(cell, x, h if mode != "LSTM" or h is None else (h, c))
+        return made if mode == "LSTM" else (made, None)
     batched = x.dim() == 2
     if not batched:
         x, states = x.unsqueeze(0), [None if t is None else t.unsqueeze(0) for t in states]

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import stack, twin
 from .batch import Batch, CallOptions, fits, make_batch
 from .noise import Noise, check_option
+from .scan import has_kernels, torch_serves
 
 T = TypeVar("T")
 State = TypeVar("State")  # h, or (h, c)
@@ -54,7 +55,9 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
         return nn.RNNBase.extra_repr(self) + "".join(f", {name}={value}" for name, value in options.items() if value)
 
     def flatten_parameters(self) -> None:
-        """Does nothing: there is no packed copy of the weights; they are read in every call."""
+        """Does nothing where there are kernels: they read the weights in every call, and keep no packed copy."""
+        if not all(has_kernels(p) for p in self.parameters(recurse=False)):
+            nn.RNNBase.flatten_parameters(self)
 
     @overload
     def forward(
@@ -127,16 +130,18 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
 
     # No bare * before the options: the older exporter of torch.onnx passes defaults by position.
     def forward(self, input, hx=None, lengths=None, reset=None, reset_state=None, return_state_sequence=False):
+        batch = make_batch(input, self.batch_first)
+        plain = lengths is None and reset is None and reset_state is None and not return_state_sequence
+        if plain and batch is not None and torch_serves(batch.x) and batch.nested is None and not twin.rates(self):
+            return self.torch_class.forward(self, input, hx)
         parameters = self._parameters  # fast path: nn.Module's getattr takes four times as long
         weights = [parameters[name] if name in parameters else getattr(self, name) for name in self._flat_weights_names]
-        batch = make_batch(input, self.batch_first)
         initial = None if batch is None else self._states(hx, batch, weights[0])
         if initial is None:
             return self._ask_torch(
                 input, hx, batch, lengths=lengths, reset=reset, reset_state=reset_state,
                 return_state_sequence=return_state_sequence,
             )  # fmt: skip
-        plain = lengths is None and reset is None and reset_state is None and not return_state_sequence
         options = self._module_options(batch, len(initial))
         if not plain or batch.nested is not None:
             asked = CallOptions(lengths, reset, reset_state, return_state_sequence)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 
 import torch
+from torch import nn
 
+from . import twin
 from .backends import extension as backend
+from .backends import origin
+from .scan import has_kernels
 
 
 def info() -> dict[str, str]:
     """Versions, kernels, instruction set and threads, each under the name it is printed with."""
     found = {
-        "fusedrnn": _version(),
+        "fusedrnn": origin.version() or "not installed, run from its sources",
         "torch": torch.__version__,
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
     }
     extension = backend._C
     if extension is None:
-        found["extension"] = f"not in use: {backend.extension_error}"
-        found["kernels"] = "none; everything runs through fusedrnn.backends.reference, correct but slow"
+        found["extension"] = f"not in use: {backend.extension_error}. {origin.remedy()}"
+        found["kernels"] = "none; torch.nn serves plain calls, the reference in PyTorch all others, slowly"
     else:
         found["extension"] = f"built with torch {extension.torch_version}"
         found["kernels"] = "CPU" + (" and CUDA" if extension.cuda_version else "")
@@ -32,11 +35,16 @@ def info() -> dict[str, str]:
     return found
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("fusedrnn")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed, run from its sources"
+def serves(module: nn.Module) -> str:
+    """What runs plain calls of a layer or cell of this package, and calls with options where that is another.
+
+    Compiled, traced and exported graphs and function transforms aside.
+    """
+    p = next(module.parameters())
+    if has_kernels(p):
+        return "the CUDA kernels" if p.is_cuda else "the CPU kernels"
+    rest = "the reference in PyTorch"
+    return rest if twin.rates(module) else f"torch.nn; what it cannot do, {rest}"
 
 
 def _instruction_set(extension) -> str:

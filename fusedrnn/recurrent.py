@@ -114,7 +114,7 @@ class _Parameters(nn.Module):
         """``"compiled"`` where the cell has kernels for these parameters, which are made if need be, else
         ``"reference"``."""
         w = next(self.parameters())
-        return "compiled" if compiled.has_kernels(self._name, w.dtype, w.device.type) else "reference"
+        return "compiled" if compiled.is_compiled(self._name, w.dtype, w.device.type) else "reference"
 
     def __prepare_scriptable__(self):
         raise ValueError(f"TorchScript cannot compile cells of fusedrnn.cell, here {self.cell.name}: use torch.export")

@@ -72,7 +72,7 @@ def imports_never(forbidden: str):
 
 # Arrows never point up.
 RANKS = [
-    "inputs twin compiler.graph compiler.groups",
+    "inputs twin backends.origin compiler.graph compiler.groups",
     "backends.extension compiler.operations compiler.lower",
     "compiler.cut compiler.trace",
     "compiler.emit compiler.build",

@@ -35,7 +35,7 @@ def given_inputs(cell, shape, hidden, dtype):
 
 @pytest.fixture
 def reference_only(monkeypatch):
-    return lambda: monkeypatch.setattr(compiled, "has_kernels", lambda *_: False)
+    return lambda: monkeypatch.setattr(compiled, "is_compiled", lambda *_: False)
 
 
 def results_and_gradients(layer, x, given, options):

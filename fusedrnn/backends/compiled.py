@@ -23,7 +23,7 @@ def register(cell: compiler.Cell) -> str:
 
 @torch.compiler.assume_constant_result
 @functools.cache
-def has_kernels(name: str, dtype: torch.dtype, device: str) -> bool:
+def is_compiled(name: str, dtype: torch.dtype, device: str) -> bool:
     """Are there kernels of this cell? They are compiled now, where they can be."""
     if extension._C is None or device != "cpu" or dtype not in extension.DTYPES:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import warnings
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import ScanInputs
+from . import origin
 
 DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 
@@ -18,19 +20,34 @@ DTYPES = {torch.float32, torch.float64, torch.bfloat16, torch.float16}
 def _load_extension():
     """Returns the compiled extension and None, or None and the reason why it cannot be used."""
     try:
-        from .. import _C
+        module = importlib.import_module("fusedrnn._C")
+    except ModuleNotFoundError:
+        asked = (origin.version() or "").endswith("+nokernels")
+        return None, "they were left out on request (FUSEDRNN_NO_KERNELS=1)" if asked else "they were not built"
     except ImportError as error:
-        return None, f"it cannot be imported ({error})"
-    if _C.torch_version != torch.__version__:
-        return None, f"it was built with torch {_C.torch_version}, but torch {torch.__version__} is installed"
-    return _C, None
+        built = origin.torch_required()
+        fits = built in (None, _release(torch.__version__))
+        return None, f"they cannot be loaded ({error})" if fits else _other_torch(built)
+    if _release(module.torch_version) != _release(torch.__version__):
+        return None, _other_torch(module.torch_version)
+    return module, None
+
+
+def _release(version: str) -> str:
+    """What must be the same: builds of one release differ in devices only, but each commit before it stands alone."""
+    release, _, _ = version.partition("+")
+    return release if release.replace(".", "").isdigit() else version
+
+
+def _other_torch(built: str) -> str:
+    return f"they were compiled for torch {built}, and torch {torch.__version__} is installed"
 
 
 _C, extension_error = _load_extension()
 if extension_error:
     warnings.warn(
-        f"fusedrnn runs without its compiled extension, correct but slow: {extension_error}. "
-        "To build it: pip install --no-build-isolation --force-reinstall --no-deps fusedrnn",
+        f"fusedrnn runs without its kernels (what torch.nn can do by torch.nn, all else slowly): {extension_error}. "
+        + origin.remedy(),
         stacklevel=2,
     )
 
