@@ -31,10 +31,10 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test test-quick demo bench docs lint asan mutants cuda-check cuda-build clean
+.PHONY: help build test test-quick demo bench docs lint asan mutants aarch64 cuda-check cuda-build clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s'#'
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1#/p' Makefile | column -t -s'#'
 	@echo 'Variables: PYTHON=python3.12 (makes .venv), TORCH="torch==2.11.0", ARGS="passed on to pytest, demo or bench"'
 
 build: .venv/.built ## compile the extension into .venv; only what changed
@@ -71,6 +71,9 @@ asan: build ## the tests of scan under AddressSanitizer and UBSan, in build/asan
 
 mutants: build ## break the kernels in every place that a test must notice, and list the survivors (ARGS="--help")
 	$(BIN)/python tests/mutation.py $(ARGS)
+
+aarch64: build ## the CPU kernels as an aarch64 processor runs them, by qemu (ARGS="--compare")
+	$(BIN)/python tests/aarch64.py $(ARGS)
 
 cuda-check: ## compile every CUDA kernel for sm_80 and sm_90: no warning, no spill (needs nvcc, no GPU)
 	.ci/cuda-check

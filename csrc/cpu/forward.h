@@ -125,8 +125,7 @@ class Forward {
   void multiply_by(const GateProduct& of, int64_t j, int g, int64_t columns, int64_t rows, const S* const* a, S* c,
                    int64_t c_stride) {
     const S* bias = of.bias + g * H_ + j;
-    if (!packs)
-      return multiply_unpacked(rows, columns, a, of.k, of.w + (g * s.hidden + j) * of.k, bias, c, c_stride);
+    if (!packs) return multiply_unpacked(rows, columns, a, of.k, of.w + (g * s.hidden + j) * of.k, bias, c, c_stride);
     const S* packed = of.packed + at(of.d, j, g, columns, of.k, of.pairs);
     multiply<S>(rows, {a}, {packed, columns, of.k, of.pairs}, {bias, 0, c, c_stride});
   }

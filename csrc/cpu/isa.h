@@ -18,6 +18,8 @@
 #ifdef __x86_64__
 #define FUSEDRNN_X86_ISAS
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 // What stands between these is compiled for an instruction set: FUSEDRNN_BEGIN_TARGET("arch=x86-64-v3"). With GCC, all

@@ -32,6 +32,6 @@ def library(csrc: Path = build.CSRC) -> Path:
     return kernels("cpu.so", "plain", csrc)
 
 
-def replay(mode: str, csrc: Path = build.CSRC) -> Path:
-    """The kernels in a program, with a sanitizer: see replay.cpp."""
+def program(mode: str, csrc: Path = build.CSRC) -> Path:
+    """The kernels in a program, with or without a sanitizer: see replay.cpp."""
     return kernels("cpu-replay", mode, csrc, (build.HERE / "replay.cpp",))
