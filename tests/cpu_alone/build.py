@@ -21,6 +21,7 @@ def kernels(name: str, mode: str, csrc: Path, others: tuple[Path, ...] = ()) -> 
     flags = [*COMMON, *FLAGS[mode]]
     fenced = mode == "plain"  # a sanitizer has its own fences
     jobs = [(HERE / f"{source}.cpp", flags, csrc) for source in SOURCES]
+    jobs.append((csrc / "cpu/isa_neon_bf16.cpp", flags, csrc))  # empty but for Arm
     jobs += [(csrc / "cpu/parallel.cpp", flags, csrc), *((other, flags, csrc) for other in others)]
     jobs.append((csrc / "cpu/memory.cpp", [*flags, "-include", "fenced.h"] if fenced else flags, csrc))
     if fenced:
