@@ -37,10 +37,10 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test test-quick test-install demo bench docs lint asan mutants cuda-check cuda-build wheel clean
+.PHONY: help build test test-quick test-install demo bench docs lint asan mutants aarch64 cuda-check cuda-build wheel clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | column -t -s'#'
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1#/p' Makefile | column -t -s'#'
 	@echo 'Variables: PYTHON=python3.12 (makes .venv), TORCH="torch==2.11.0", ARGS="passed on to pytest, demo or bench",'
 	@echo '  TORCH_INDEX=https://download.pytorch.org/whl/cpu (a CPU build of torch: 0.2 GB instead of 3)'
 
@@ -83,6 +83,9 @@ asan: build .venv/.test ## the tests of scan under AddressSanitizer and UBSan, i
 
 mutants: build .venv/.test ## break the kernels in every place that a test must notice, and list the survivors (ARGS="--help")
 	$(BIN)/python tests/mutation.py $(ARGS)
+
+aarch64: build ## the CPU kernels as an aarch64 processor runs them, by qemu (ARGS="--compare")
+	$(BIN)/python tests/aarch64.py $(ARGS)
 
 cuda-check: ## compile every CUDA kernel for sm_80 and sm_90: no warning, no spill (needs nvcc, no GPU)
 	.ci/cuda-check

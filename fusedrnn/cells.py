@@ -33,13 +33,10 @@ def _input_fits(cell: nn.RNNCellBase, x: Tensor, w: Tensor) -> bool:
 
 
 def _step(cell: nn.RNNCellBase, mode: str, x: Tensor, states: list[Tensor | None]) -> list[Tensor] | None:
-    """The states after one step; None if an argument is invalid, which torch.nn then reports. If the first state is
-    None, all are zero."""
-    if not isinstance(x, Tensor) or x.dim() not in (1, 2):
+    """The states after one step; None where torch.nn shall compute them, or report an invalid argument. If the first
+    state is None, all are zero."""
+    if not isinstance(x, Tensor) or x.dim() not in (1, 2) or torch_serves(x):
         return None
-    if torch_serves(x):
-        made = cell.torch_class.forward(cell, x, h if mode != "LSTM" or h is None else (h, c))
-        return made if mode == "LSTM" else (made, None)
     batched = x.dim() == 2
     if not batched:
         x, states = x.unsqueeze(0), [None if t is None else t.unsqueeze(0) for t in states]

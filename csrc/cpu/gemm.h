@@ -16,9 +16,8 @@ constexpr int64_t kRowsWorthPacking = 12;  // weights that meet fewer rows are u
 // Blocked summation bounds the rounding error: a sum is made of sums of so many terms. Sums of products of bfloat16
 // pairs are one chain: their error vanishes beside that of rounding the operands.
 constexpr int64_t kTerms = 128;
-// Vectors of a panel: 32 registers hold the sums of 6 x 4, 16 those of 6 x 2 or, for rows too few to hide the latency
-// of multiply-adds so, of 2 x 4.
-constexpr int kMostVectors = 4, kVectors = kRegisters == 32 ? kMostVectors : 2;
+// Of a panel that only few rows meet: they are too few to hide the latency of multiply-adds by fewer.
+constexpr int kMostVectors = 4;
 constexpr int64_t kFewRows = 2;
 template <class S>
 constexpr int64_t kPanel = kMostVectors * Vec<S>::kLanes;  // columns at most
@@ -124,16 +123,6 @@ FUSEDRNN_FN Vec<float> odd_of_pairs(Vec<float> pairs) {
   return (Vec<float>::Raw)((Register<float>::Unsigned)pairs.v & 0xffff0000u);
 }
 
-#ifdef FUSEDRNN_DOT_PRODUCTS
-constexpr bool kDotProducts = true;
-FUSEDRNN_FN Vec<float> add_dot(Vec<float> sum, Vec<float> a, Vec<float> b) {
-  return (Vec<float>::Raw)_mm512_dpbf16_ps((__m512)sum.v, (__m512bh)a.v, (__m512bh)b.v);
-}
-#else
-constexpr bool kDotProducts = false;
-FUSEDRNN_FN Vec<float> add_dot(Vec<float> sum, Vec<float>, Vec<float>) { return sum; }
-#endif
-
 // The type of what is made to be A of a product.
 template <class T>
 using Operand = std::conditional_t<kDotProducts, T, Arithmetic<T>>;
@@ -188,7 +177,7 @@ FUSEDRNN_FN void add_products(Vec<S> (&sum)[M][NV], const S* const (&row)[M], in
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) {
       if constexpr (Dots)
-        sum[m][v] = add_dot(sum[m][v], column[v], Vec<S>(value));
+        sum[m][v] = add_dot(sum[m][v].v, column[v].v, Vec<S>(value).v);
       else
         sum[m][v] = sum[m][v] + column[v] * Vec<S>(value);
     }

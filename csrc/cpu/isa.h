@@ -18,6 +18,11 @@
 #ifdef __x86_64__
 #define FUSEDRNN_X86_ISAS
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#if !defined(__clang__) || __clang_major__ >= 16  // clang's older header has bfloat16 only where all code may use it
+#define FUSEDRNN_ARM_ISAS
+#endif
 #endif
 
 // What stands between these is compiled for an instruction set: FUSEDRNN_BEGIN_TARGET("arch=x86-64-v3"). With GCC, all
@@ -42,6 +47,7 @@ namespace fusedrnn {
 FUSEDRNN_DECLARE(avx512_bf16)
 FUSEDRNN_DECLARE(avx512)
 FUSEDRNN_DECLARE(avx2)
+FUSEDRNN_DECLARE(neon_bf16)
 FUSEDRNN_DECLARE(baseline)
 #undef FUSEDRNN_DECLARE
 

@@ -7,11 +7,31 @@
 #include "../cells.h"
 #include "isa.h"
 
+#ifdef __APPLE__
+#include <sys/sysctl.h>
+#elif defined(__linux__) && defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace fusedrnn {
 namespace {
 
-enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
-constexpr const char* kNames[] = {"DEFAULT", "AVX2", "AVX512", "AVX512_BF16"};
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kNeonBf16 };
+constexpr Isa kAll[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kNeonBf16};
+constexpr const char* kNames[] = {"DEFAULT", "AVX2", "AVX512", "AVX512_BF16", "NEON_BF16"};
+
+[[maybe_unused]] bool has_neon_bf16() {
+#if defined(__linux__) && defined(__aarch64__)
+  return getauxval(AT_HWCAP2) & HWCAP2_BF16;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has;
+#else
+  return false;
+#endif
+}
 
 bool has(Isa isa) {
 #ifdef FUSEDRNN_X86_ISAS
@@ -23,6 +43,8 @@ bool has(Isa isa) {
   if (isa == Isa::kAvx512Bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
   if (isa == Isa::kAvx512) return avx512;
   if (isa == Isa::kAvx2) return avx2;
+#elif defined(FUSEDRNN_ARM_ISAS)
+  if (isa == Isa::kNeonBf16) return has_neon_bf16();
 #endif
   return isa == Isa::kBaseline;
 }
@@ -35,14 +57,14 @@ Isa best_isa() {
   for (Isa isa : {Isa::kAvx512, Isa::kAvx2})
     if (has(isa)) return isa;
 #endif
-  return Isa::kBaseline;
+  return has(Isa::kNeonBf16) ? Isa::kNeonBf16 : Isa::kBaseline;
 }
 
 Isa choose_isa() {
   const char* wanted = std::getenv("FUSEDRNN_ISA");
   if (!wanted || !*wanted) return best_isa();
   std::string all;
-  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
+  for (Isa isa : kAll) {
     if (!has(isa)) continue;
     const char* name = kNames[static_cast<int>(isa)];
     if (!std::strcmp(wanted, name)) return isa;
@@ -68,6 +90,9 @@ CpuDriver<T> cpu_driver() {
     if (isa() == Isa::kAvx512Bf16) return avx512_bf16::driver<Cell, T>();
   if (isa() >= Isa::kAvx512) return avx512::driver<Cell, T>();
   if (isa() == Isa::kAvx2) return avx2::driver<Cell, T>();
+#elif defined(FUSEDRNN_ARM_ISAS)
+  if constexpr (std::is_same_v<T, bfloat16>)
+    if (isa() == Isa::kNeonBf16) return neon_bf16::driver<Cell, T>();
 #endif
   return baseline::driver<Cell, T>();
 }

@@ -1,8 +1,7 @@
 // Vec: as many floats or doubles as one register holds, with the two transcendental functions the cells need.
 //
 // Compiled once per instruction set: FUSEDRNN_VECTOR_BYTES and FUSEDRNN_ISA come from the including .cpp. The
-// arithmetic is the compiler's own vector extension, so every architecture has it; intrinsics are for conversions and
-// for what they do faster.
+// arithmetic is the compiler's own vector extension, so every architecture has it.
 #pragma once
 
 #include <cstdint>
@@ -11,79 +10,9 @@
 #include <utility>
 
 #include "../activations.h"
-#include "../scan.h"
+#include "instructions.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
-
-#if FUSEDRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int kRegisters = 32;
-#else
-constexpr int kRegisters = 16;
-#endif
-
-// Scalar conversions between storage and arithmetic.
-
-FUSEDRNN_FN float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-FUSEDRNN_FN uint32_t to_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-FUSEDRNN_FN float widen(float x) { return x; }
-FUSEDRNN_FN double widen(double x) { return x; }
-FUSEDRNN_FN float widen(bfloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
-FUSEDRNN_FN float widen(float16 x) {
-  uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
-  if (magnitude >= 0x7c00u << 13) return from_bits(magnitude | 0x7f800000u | sign);  // infinity, NaN
-  return from_bits(to_bits(from_bits(magnitude) * 0x1p112f) | sign);                 // exact, subnormals too
-}
-
-// Round to nearest, ties to even.
-template <class T>
-FUSEDRNN_FN T narrow(double x) {
-  return static_cast<T>(x);
-}
-template <>
-FUSEDRNN_FN float16 narrow<float16>(double wide) {
-  float x = static_cast<float>(wide);
-  uint32_t bits = to_bits(x), sign = (bits >> 16) & 0x8000u;
-  bits &= 0x7fffffffu;
-  uint32_t half;
-  if (bits > 0x7f800000u) {
-    half = 0x7e00u;
-  } else if (bits >= 0x477ff000u) {  // 65520: rounds to infinity
-    half = 0x7c00u;
-  } else if (bits < 0x38800000u) {  // subnormal: 0.5 has the same ulp, so the addition rounds
-    half = to_bits(from_bits(bits) + 0.5f) - to_bits(0.5f);
-  } else {
-    half = (bits - (112u << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
-  }
-  return {static_cast<uint16_t>(half | sign)};
-}
-
-#define FUSEDRNN_REGISTER(type, name, bytes) typedef type name __attribute__((vector_size(bytes)))
-template <class S>
-struct Register;
-template <>
-struct Register<float> {
-  FUSEDRNN_REGISTER(float, Raw, FUSEDRNN_VECTOR_BYTES);
-  FUSEDRNN_REGISTER(int32_t, Bits, FUSEDRNN_VECTOR_BYTES);
-  FUSEDRNN_REGISTER(uint32_t, Unsigned, FUSEDRNN_VECTOR_BYTES);
-  FUSEDRNN_REGISTER(uint16_t, Half, FUSEDRNN_VECTOR_BYTES / 2);
-  FUSEDRNN_REGISTER(uint8_t, Bytes, FUSEDRNN_VECTOR_BYTES / 4);
-};
-template <>
-struct Register<double> {
-  FUSEDRNN_REGISTER(double, Raw, FUSEDRNN_VECTOR_BYTES);
-  FUSEDRNN_REGISTER(int64_t, Bits, FUSEDRNN_VECTOR_BYTES);
-  FUSEDRNN_REGISTER(uint8_t, Bytes, FUSEDRNN_VECTOR_BYTES / 8);
-};
-#undef FUSEDRNN_REGISTER
 
 // exp(x) = 2^n e^f, n = round(x / ln 2), |f| <= ln 2 / 2, and e^f = 1 + f + f^2 series: of doubles Taylor's, of floats
 // one fitted to these f, which needs a term less. What is left out is a tenth of an ulp at most. n + kRound is a number
@@ -125,19 +54,12 @@ struct Vec {
   FUSEDRNN_FN static Vec load(const T* p);
   template <class T>
   FUSEDRNN_FN void store(T* p) const;
-  // The first n lanes only, one at least; the others are zero. With AVX-512 `buffer` stays in a register: what is
-  // written to memory in bytes and read as a vector waits for all of them (LSTM, H=40 and 20: a backward pass takes
-  // 0.91 and 0.74 of its time). The sanitizer does not look into masked accesses.
+  // The first n lanes only, one at least; the others are zero.
   template <class T>
   FUSEDRNN_FN static Vec load(const T* p, int64_t n) {
     if (n >= kLanes) return load(p);
     T buffer[kLanes] = {};
-#if FUSEDRNN_VECTOR_BYTES == 64 && !defined(__SANITIZE_ADDRESS__)
-    __m512i bytes = _mm512_maskz_loadu_epi8(_bzhi_u64(~uint64_t{0}, n * sizeof(T)), p);
-    std::memcpy(static_cast<void*>(buffer), &bytes, sizeof buffer);
-#else
-    std::memcpy(static_cast<void*>(buffer), p, n * sizeof(T));
-#endif
+    load_part(p, n, buffer);
     return load(buffer);
   }
   template <class T>
@@ -145,13 +67,7 @@ struct Vec {
     if (n >= kLanes) return store(p);
     T buffer[kLanes];
     store(buffer);
-#if FUSEDRNN_VECTOR_BYTES == 64 && !defined(__SANITIZE_ADDRESS__)
-    __m512i bytes = {};
-    std::memcpy(&bytes, buffer, sizeof buffer);
-    _mm512_mask_storeu_epi8(p, _bzhi_u64(~uint64_t{0}, n * sizeof(T)), bytes);
-#else
-    std::memcpy(static_cast<void*>(p), buffer, n * sizeof(T));
-#endif
+    store_part(buffer, n, p);
   }
 
   // Lanes come in groups of Half. low_halves: a's even groups, each followed by b's even group of the same place;
@@ -168,29 +84,15 @@ struct Vec {
   FUSEDRNN_FN friend Vec operator+(Vec a, Vec b) { return a.v + b.v; }
   FUSEDRNN_FN friend Vec operator-(Vec a, Vec b) { return a.v - b.v; }
   FUSEDRNN_FN friend Vec operator*(Vec a, Vec b) { return a.v * b.v; }
-  FUSEDRNN_FN friend Vec operator/(Vec a, Vec b) { return divide(a.v, b.v); }
+  FUSEDRNN_FN friend Vec operator/(Vec a, Vec b) { return quotient(a.v, b.v); }
   FUSEDRNN_FN friend Vec operator-(Vec a) { return -a.v; }
   FUSEDRNN_FN friend Bits operator<=(Vec a, Vec b) { return a.v <= b.v; }
   FUSEDRNN_FN friend Bits operator<(Vec a, Vec b) { return a.v < b.v; }
   FUSEDRNN_FN friend Bits operator==(Vec a, Vec b) { return a.v == b.v; }
   FUSEDRNN_FN friend Vec where(Bits mask, Vec a, Vec b) { return mask ? a.v : b.v; }
 
-  // The larger and the smaller of two; b where one of them is NaN.
-  FUSEDRNN_FN static Vec max(Vec a, Vec b) {
-#if FUSEDRNN_VECTOR_BYTES == 64
-    if constexpr (std::is_same_v<S, float>)
-      return Raw(_mm512_max_ps((__m512)a.v, (__m512)b.v));
-    else
-      return Raw(_mm512_max_pd((__m512d)a.v, (__m512d)b.v));
-#elif FUSEDRNN_VECTOR_BYTES == 32
-    if constexpr (std::is_same_v<S, float>)
-      return Raw(_mm256_max_ps((__m256)a.v, (__m256)b.v));
-    else
-      return Raw(_mm256_max_pd((__m256d)a.v, (__m256d)b.v));
-#else
-    return a.v > b.v ? a.v : b.v;
-#endif
-  }
+  // The larger and the smaller of two; NaN where b is.
+  FUSEDRNN_FN static Vec max(Vec a, Vec b) { return larger(a.v, b.v); }
   FUSEDRNN_FN static Vec min(Vec a, Vec b) { return -max(-a, -b); }
 
   FUSEDRNN_FN static Vec minus_abs(Vec x) { return Raw((Bits)x.v | (Bits)(-Raw{})); }
@@ -206,13 +108,7 @@ struct Vec {
 #endif
   }
 
-  // 1 / x; of AVX-512 floats its first 14 bits.
-  FUSEDRNN_FN static Vec reciprocal(Vec x) {
-#if FUSEDRNN_VECTOR_BYTES == 64
-    if constexpr (std::is_same_v<S, float>) return Raw(_mm512_rcp14_ps((__m512)x.v));
-#endif
-    return Vec(1).v / x.v;
-  }
+  FUSEDRNN_FN static Vec reciprocal(Vec x) { return inverse(x.v); }
 
   // a / b, rounded once whatever they are.
   FUSEDRNN_FN static Vec quotient(Vec a, Vec b) { return a.v / b.v; }
@@ -250,24 +146,7 @@ struct Vec {
  private:
   template <int Half, int Odd, int... I>
   FUSEDRNN_FN static Vec pick(Vec a, Vec b, std::integer_sequence<int, I...>) {
-#ifdef __clang__
-    return Raw(__builtin_shufflevector(a.v, b.v, (((I & Half) ? kLanes + (I ^ Half) : I) + Odd)...));
-#else  // GCC has the other since 12
-    return Raw(__builtin_shuffle(a.v, b.v, Bits{((I & Half) ? kLanes + (I ^ Half) : I) + Odd...}));
-#endif
-  }
-
-  // AVX-512 floats, a from 0 to 1: 14 bits and one step of Newton's, 1 ulp where b and the quotient are normal. An
-  // infinite b makes y 0 and the remainder not a number, in whose place -1 comes. Its division occupies the multiplier
-  // for 16 cycles, as long as a whole sigmoid takes.
-  FUSEDRNN_FN static Raw divide(Raw a, Raw b) {
-#if FUSEDRNN_VECTOR_BYTES == 64
-    if constexpr (std::is_same_v<S, float>) {
-      Raw y = reciprocal(b).v, quotient = a * y;
-      return quotient + y * max(a - b * quotient, Vec(-1.0f)).v;
-    }
-#endif
-    return a / b;
+    return shuffle<(((I & Half) ? kLanes + (I ^ Half) : I) + Odd)...>(a.v, b.v);
   }
 };
 
@@ -281,21 +160,10 @@ FUSEDRNN_FN Vec<S> Vec<S>::load(const T* p) {
     typename Register<S>::Bytes bytes;
     std::memcpy(&bytes, p, sizeof bytes);
     out.v = __builtin_convertvector(bytes, Raw);
-  } else if constexpr (std::is_same_v<T, bfloat16>) {
-    using Unsigned = typename Register<S>::Unsigned;
-    typename Register<S>::Half bits;
-    std::memcpy(&bits, p, sizeof bits);
-    out.v = (Raw)(__builtin_convertvector(bits, Unsigned) << 16);
-#if FUSEDRNN_VECTOR_BYTES == 32
-  } else if constexpr (std::is_same_v<T, float16>) {
-    out.v = (Raw)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#endif
-#if FUSEDRNN_VECTOR_BYTES == 64
-  } else if constexpr (std::is_same_v<T, float16>) {
-    out.v = (Raw)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#endif
   } else {
-    for (int i = 0; i < kLanes; ++i) out.v[i] = widen(p[i]);
+    Halves halves;
+    std::memcpy(&halves, p, sizeof halves);
+    out.v = widen(halves, T());
   }
   return out;
 }
@@ -305,28 +173,9 @@ template <class T>
 FUSEDRNN_FN void Vec<S>::store(T* p) const {
   if constexpr (std::is_same_v<T, S>) {
     std::memcpy(p, &v, sizeof v);
-#ifdef FUSEDRNN_DOT_PRODUCTS
-  } else if constexpr (std::is_same_v<T, bfloat16>) {  // numbers below the least normal one become zero
-    __m256bh half = _mm512_cvtneps_pbh((__m512)v);
-    std::memcpy(p, &half, sizeof half);
-#endif
-  } else if constexpr (std::is_same_v<T, bfloat16>) {
-    using Unsigned = typename Register<S>::Unsigned;
-    using Half = typename Register<S>::Half;
-    Unsigned bits = (Unsigned)v;
-    Unsigned rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    Half half = __builtin_convertvector(v != v ? Unsigned{} + 0x7fc0u : rounded, Half);
-    std::memcpy(p, &half, sizeof half);
-#if FUSEDRNN_VECTOR_BYTES == 32
-  } else if constexpr (std::is_same_v<T, float16>) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
-#endif
-#if FUSEDRNN_VECTOR_BYTES == 64
-  } else if constexpr (std::is_same_v<T, float16>) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
-#endif
   } else {
-    for (int i = 0; i < kLanes; ++i) p[i] = narrow<T>(v[i]);
+    Halves halves = narrow(v, T());
+    std::memcpy(p, &halves, sizeof halves);
   }
 }
 

@@ -21,6 +21,7 @@ def kernels(name: str, mode: str, csrc: Path, others: tuple[Path, ...] = ()) -> 
     flags = [*COMMON, *FLAGS[mode]]
     fenced = mode == "plain"  # sanitizers detect that themselves
     jobs = [(HERE / f"{source}.cpp", flags, csrc) for source in SOURCES]
+    jobs.append((csrc / "cpu/isa_neon_bf16.cpp", flags, csrc))  # empty but for Arm
     jobs += [(csrc / "cpu/parallel.cpp", flags, csrc), *((other, flags, csrc) for other in others)]
     jobs.append((csrc / "cpu/memory.cpp", [*flags, "-include", "fenced.h"] if fenced else flags, csrc))
     if fenced:
@@ -32,6 +33,6 @@ def library(csrc: Path = build.CSRC) -> Path:
     return kernels("cpu.so", "plain", csrc)
 
 
-def replay(mode: str, csrc: Path = build.CSRC) -> Path:
-    """The kernels in a program, with a sanitizer: see replay.cpp."""
+def program(mode: str, csrc: Path = build.CSRC) -> Path:
+    """The kernels in a program, with or without a sanitizer: see replay.cpp."""
     return kernels("cpu-replay", mode, csrc, (build.HERE / "replay.cpp",))

@@ -63,6 +63,11 @@ const char* run_layer(const Call* call) {
     else if (isa == "dot-products" && type == 2)
       done = run<bfloat16, BuiltInCells>(cell, backward, shape, arrays,
                                          [](auto kind) { return dot_products::driver<decltype(kind), bfloat16>(); });
+#ifdef FUSEDRNN_ARM_ISAS
+    else if (isa == "neon-bf16" && type == 2)
+      done = run<bfloat16, BuiltInCells>(cell, backward, shape, arrays,
+                                         [](auto kind) { return neon_bf16::driver<decltype(kind), bfloat16>(); });
+#endif
   } catch (const std::exception& error) {
     error_text = error.what();
     return error_text.c_str();

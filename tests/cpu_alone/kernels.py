@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -68,6 +70,29 @@ class Kernels:
             if not arrays[name].is_untouched_before():
                 raise KernelError(f"something was written in front of {name}")
             call.arrays[name] = arrays[name].tensor.clone()
+        return call
+
+
+class Program:
+    """The same kernels in a program (see replay.cpp), such as one for another processor behind its emulator."""
+
+    def __init__(self, command: list[str | Path]):
+        self.command = command
+
+    def run(self, call: Call, threads: int = 1, seed: int = 0) -> Call:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "call"
+            call.write(file)
+            command = [*self.command, str(threads), str(seed), "--write", file]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise KernelError(done.stderr or f"it ended with {done.returncode}")
+            data, at = bytearray(file.read_bytes()), 0
+        for name, t in call.arrays.items():
+            if name in call.results and t.numel():
+                result = torch.frombuffer(data, dtype=t.dtype, count=t.numel(), offset=at)
+                call.arrays[name] = result.clone().view(t.shape)
+            at += t.numel() * t.element_size()
         return call
 
 

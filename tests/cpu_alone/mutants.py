@@ -270,8 +270,8 @@ SUITE = Suite(
     open=Kernels,
     run=cases.run,
     replays=lambda csrc: [
-        *([build.replay("tsan", csrc), str(threads), str(seed)] for threads, seed in cases.THREADS[1:3]),
-        [build.replay("asan", csrc), "2", "1"],
+        *([build.program("tsan", csrc), str(threads), str(seed)] for threads, seed in cases.THREADS[1:3]),
+        [build.program("asan", csrc), "2", "1"],
     ],
     record=cases.calls,
     seconds=60,

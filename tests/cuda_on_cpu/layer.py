@@ -118,7 +118,7 @@ class Call:
     def fresh(self) -> Call:
         """The same with nothing filled in."""
         fresh = {name: torch.full_like(self.arrays[name], torch.nan) for name in self.results}
-        if not self.backward:
+        if self.gates_x is not None and not self.backward:
             fresh["gates_x"] = self.gates_x.clone()
             if "saved" in fresh:
                 fresh["saved"] = fresh["gates_x"].view_as(self.arrays["saved"])

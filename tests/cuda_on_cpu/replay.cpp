@@ -1,5 +1,6 @@
 // replay POLICY SEED FILE...: makes the calls that layer.Call.write() wrote, every array in memory of exactly its size,
-// so that a sanitizer sees the kernels and nothing else.
+// so that a sanitizer sees the kernels and nothing else. With --write before the files, each comes back with all arrays
+// as the call left them.
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -11,7 +12,7 @@
 
 namespace {
 
-const char* replay(const char* path) {
+const char* replay(const char* path, bool writes) {
   std::ifstream file(path, std::ios::binary);
   std::string tier, cell;
   int type, tf32, backward;
@@ -20,12 +21,14 @@ const char* replay(const char* path) {
   for (int64_t& size : sizes) file >> size;
   std::vector<std::string> names;
   std::vector<void*> data;
+  std::vector<size_t> sizes_of_data;
   std::string name;
   size_t bytes;
   while (file >> name >> bytes) {
     file.get();
     names.push_back(name);
     data.push_back(std::malloc(bytes));
+    sizes_of_data.push_back(bytes);
     file.read(static_cast<char*>(data.back()), std::streamsize(bytes));
   }
   std::vector<const char*> pointers;
@@ -34,6 +37,11 @@ const char* replay(const char* path) {
   const Call call{cell.c_str(), tier.c_str(),    type,       tf32, backward, int(names.size()),
                   sizes,        pointers.data(), data.data()};
   const char* error = run_layer(&call);
+  if (writes && !error) {
+    std::ofstream results(path, std::ios::binary);
+    for (size_t i = 0; i < data.size(); ++i)
+      results.write(static_cast<char*>(data[i]), std::streamsize(sizes_of_data[i]));
+  }
   for (void* array : data) std::free(array);
   return error;
 }
@@ -47,8 +55,9 @@ int main(int argc, char** argv) {
   }
   set_patience(120);
   set_schedule(std::atoi(argv[1]), std::strtoull(argv[2], nullptr, 10));
-  for (int i = 3; i < argc; ++i)
-    if (const char* error = replay(argv[i])) {
+  bool writes = std::string(argv[3]) == "--write";
+  for (int i = 3 + writes; i < argc; ++i)
+    if (const char* error = replay(argv[i], writes)) {
       std::cerr << argv[i] << ": " << error << '\n';
       return 1;
     }
