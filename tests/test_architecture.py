@@ -144,11 +144,12 @@ RULES = [
         ("csrc/scan.h", "#include <cuda_runtime.h>\n"),
     ),
     Rule(
-        "the CPU drivers use the standard library, intrinsics, the processor's features, madvise, their interface and each other",
+        "the CPU drivers use the standard library, intrinsics, the processor's features, madvise and each other",
         r"csrc/cpu/(?!parallel\.cpp).*",
         includes_only(
             STD
-            + r'|<(immintrin|arm_neon|asm/hwcap|sys/(auxv|mman|sysctl))\.h>|"\.\./(activations|cells|scan|timeline)\.h"|"[a-z_0-9-]+\.h"'
+            + r"|<(immintrin|arm_neon|asm/hwcap|sys/(auxv|mman|sysctl))\.h>"
+            + r'|"\.\./(activations|cells|scan|timeline)\.h"|"[a-z_0-9-]+\.h"'
         ),
         ("csrc/cpu/forward.h", "#include <ATen/Parallel.h>\n"),
     ),

@@ -207,7 +207,7 @@ FUSEDRNN_FN void load_operands(const ScanParams<T>& p, int64_t row, int64_t j, c
   for (int e = 0; e < Cell::kInputs; ++e) {
     const StepInput<const T>& input = p.inputs[e];
     to[U + e] = input.per_unit ? V::load(input.values + row * p.shape.hidden + j, p.shape.hidden - j)
-                               : V(static_cast<S>(widen(input.values[row])));
+                               : V(Vec<S>::load(input.values + row, 1).v[0]);
   }
 }
 

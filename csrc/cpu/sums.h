@@ -213,7 +213,7 @@ class Sums {
         if (g.inputs[e].per_unit) (begun ? value + V::load(to + j, s.hidden - j) : value).store(to + j, s.hidden - j);
       }
       if (g.inputs[e].per_unit) continue;
-      S sum = begun ? widen(*to) : S(0);
+      S sum = begun ? V::load(to, 1).v[0] : S(0);
       for (int lane = 0; lane < V::kLanes; ++lane) sum += total.v[lane];
       V(sum).store(to, 1);
     }
