@@ -7,14 +7,14 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 
 from fusedrnn.compiler import Cell
 
-CSRC = Path(__file__).parent.parent / "csrc"
+ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
 LANES = 32  # at least as many numbers as two vectors hold
 HEAD = """
 #include "cpu/isa.h"
@@ -93,8 +93,8 @@ class Compiled:
 def compile_library(text: str, flags: list[str]) -> str:
     compiler = os.environ.get("CXX") or "g++"
     key = hashlib.sha256((text + "".join(flags) + "".join(p.read_text() for p in sorted(CSRC.rglob("*.h")))).encode())
-    folder = Path(tempfile.gettempdir()) / f"fusedrnn-scalar-cells-{os.getuid()}"
-    folder.mkdir(exist_ok=True, mode=0o700)
+    folder = ROOT / "build/scalar_cells"
+    folder.mkdir(parents=True, exist_ok=True)
     made = folder / f"{key.hexdigest()[:24]}.so"
     if not made.exists():
         source, part = made.with_suffix(f".{os.getpid()}.cpp"), made.with_suffix(f".{os.getpid()}.part")

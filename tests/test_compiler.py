@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fusedrnn import zoo
 from fusedrnn.backends import extension
 from fusedrnn.compiler import Cell, cell
+from fusedrnn.compiler.graph import Graph
 from fusedrnn.compiler.groups import Gates
 
 N = 64
@@ -19,7 +20,7 @@ needs_compiler = pytest.mark.skipif(not scalar_cells.have_compiler(), reason="no
 OPERATIONS = {
     "add": (lambda a, b: a + b + 1, -2, 2),
     "add with alpha": (lambda a, b: torch.add(a, b, alpha=3), -2, 2),
-    "sub": (lambda a, b: (a - b) * (1 - a) - 2, -2, 2),
+    "sub": (lambda a, b: (a - b) * (1 - a) - 2 - (0 - b) * -(a - b), -2, 2),
     "mul": (lambda a, b: a * b * 2.5, -2, 2),
     "div": (lambda a, b: a / b, 0.25, 1e4),
     "div by constants": (lambda a, b: a / 3 + b / 4 + 2 / (a + 9), -2, 2),
@@ -239,6 +240,46 @@ def rnn_tanh(x, r, s):
 @cell(gates="n", states="h")
 def rnn_relu(x, r, s):
     return torch.relu(x.n + r.n)
+
+
+def make(op, *args):
+    return args[0].graph.make(op, *args)
+
+
+CHOICE = "where(lt(x[0], x[1]), x[0], x[1])"
+SIMPLER = {
+    "adding zero": (lambda x, y, m: x + 0, "x[0]"),
+    "subtracting zero": (lambda x, y, m: x - 0, "x[0]"),
+    "subtracting from zero": (lambda x, y, m: x.graph.const(0) - x, "neg(x[0])"),
+    "times one": (lambda x, y, m: x * 1 / 1, "x[0]"),
+    "times minus one": (lambda x, y, m: x * -1, "neg(x[0])"),
+    "a negative factor": (lambda x, y, m: -x * y, "neg(mul(x[0], x[1]))"),
+    "two negative factors": (lambda x, y, m: -x * -y, "mul(x[0], x[1])"),
+    "a negative dividend": (lambda x, y, m: -x / y, "neg(div(x[0], x[1]))"),
+    "adding what is negative": (lambda x, y, m: x + -y, "sub(x[0], x[1])"),
+    "adding to what is negative": (lambda x, y, m: -x + y, "sub(x[1], x[0])"),
+    "subtracting what is negative": (lambda x, y, m: x - -y, "add(x[0], x[1])"),
+    "a negative difference": (lambda x, y, m: -(x - y), "sub(x[1], x[0])"),
+    "twice negative": (lambda x, y, m: make("neg", -x), "x[0]"),
+    "the same sum": (lambda x, y, m: (x + y) - (y + x), "sub(add(x[0], x[1]), add(x[0], x[1]))"),
+    "a power of two": (lambda x, y, m: x / 4, "mul(x[0], 0.25)"),
+    "not a power of two": (lambda x, y, m: x / 3, "div(x[0], 3.0)"),
+    "constants": (lambda x, y, m: x * (x.graph.const(2) + 3), "mul(x[0], 5.0)"),
+    "what has no value": (lambda x, y, m: make("log", x.graph.const(-1)), "log(-1.0)"),
+    "twice not": (lambda x, y, m: make("not", make("not", m)), "lt(x[0], x[1])"),
+    "the other choice": (lambda x, y, m: make("where", make("not", m), x, y), "where(lt(x[0], x[1]), x[1], x[0])"),
+    "no choice": (lambda x, y, m: make("where", m, y, y), "x[1]"),
+    "two halves": (lambda x, y, m: make("where", m, x, 0) + make("where", m, 0, y), CHOICE),
+    "two halves, the second first": (lambda x, y, m: make("where", m, 0, y) + make("where", m, x, 0), CHOICE),
+}
+
+
+@pytest.mark.parametrize("what", SIMPLER)
+def test_what_is_exact_is_simplified(what):
+    graph = Graph()
+    x, y = graph.leaf("x", 0), graph.leaf("x", 1)
+    function, simpler = SIMPLER[what]
+    assert repr(function(x, y, graph.make("lt", x, y))) == simpler
 
 
 BUILT_IN = {lstm: "LSTM", gru: "GRU", rnn_tanh: "RNN_TANH", rnn_relu: "RNN_RELU"}

@@ -161,8 +161,10 @@ def _mul(a: Node, b: Node) -> Iterator[Node]:
             yield other
         if one.is_number(-1):
             yield -other
-        if one.op == "neg":
-            yield -(one.args[0] * other)
+    if a.op == "neg":
+        yield -(a.args[0] * b)
+    if b.op == "neg":
+        yield -(a * b.args[0])
 
 
 def _div(a: Node, b: Node) -> Iterator[Node]:
