@@ -22,9 +22,13 @@ def register(cell: compiler.Cell) -> str:
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def is_compiled(name: str, dtype: torch.dtype, device: str) -> bool:
     """Are there kernels of this cell? They are compiled now, where they can be."""
+    return _compile(name, dtype, device)
+
+
+@functools.cache
+def _compile(name: str, dtype: torch.dtype, device: str) -> bool:
     if extension._C is None or device != "cpu" or dtype not in extension.DTYPES:
         return False
     try:

@@ -31,13 +31,15 @@ except ImportError:  # no locks: two processes may compile the same, and either 
 
 _TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _FLAGS = ["-std=c++20", "-O3", "-g0", "-fPIC", "-shared", "-Wno-psabi", "-w"]
-# instruction set: (flags, bytes of a vector)
+# instruction set: (flags, bytes of a vector, header of its products of pairs of bfloat16)
 _ISAS = {
-    "DEFAULT": ([], 16),
-    "AVX2": (["-march=x86-64-v3"], 32),
-    "AVX512": (["-march=x86-64-v4"], 64),
-    "AVX512_BF16": (["-march=x86-64-v4", "-mavx512bf16"], 64),
+    "DEFAULT": ([], 16, ""),
+    "AVX2": (["-march=x86-64-v3"], 32, ""),
+    "AVX512": (["-march=x86-64-v4"], 64, ""),
+    "AVX512_BF16": (["-march=x86-64-v4", "-mavx512bf16"], 64, "cpu/dot_avx512.h"),
+    "NEON_BF16": (["-march=armv8.2-a+bf16"], 16, "cpu/dot_neon.h"),
 }
+_WITHOUT_PAIRS = {"AVX512_BF16": "AVX512", "NEON_BF16": "DEFAULT"}  # for other dtypes
 _UNIT = """\
 #include "cpu/isa.h"
 
@@ -87,11 +89,11 @@ def load(struct_text: str, struct_name: str, dtype: torch.dtype) -> None:
         if (struct_text, dtype) in _loaded:
             return
         isa = _instruction_set(dtype)
-        flags, vector_bytes = _ISAS[isa]
+        flags, vector_bytes, pairs = _ISAS[isa]
         unit = _UNIT.format(
             isa=f"compiled_{hashlib.sha256(struct_text.encode()).hexdigest()[:12]}",
             vector_bytes=vector_bytes,
-            definitions="#define FUSEDRNN_DOT_PRODUCTS\n" if isa == "AVX512_BF16" else "",
+            definitions=f'#define FUSEDRNN_DOT_PRODUCTS\n#include "{pairs}"\n' if pairs else "",
             struct_text=struct_text,
             struct=struct_name,
             type=_TYPES[dtype],
@@ -109,7 +111,7 @@ def _instruction_set(dtype: torch.dtype) -> str:
         isa = extension._C.cpu_capability()
     except ValueError as error:  # FUSEDRNN_ISA asks for what is not there
         raise CellBuildError(str(error)) from error
-    return "AVX512" if isa == "AVX512_BF16" and dtype != torch.bfloat16 else isa
+    return isa if dtype == torch.bfloat16 else _WITHOUT_PAIRS.get(isa, isa)
 
 
 def _register(library: Path) -> None:
