@@ -142,7 +142,8 @@ RULES = [
         "the CPU drivers see the standard library, intrinsics, the processor's features, madvise, the waist and their own room",
         r"csrc/cpu/(?!parallel\.cpp).*",
         includes_only(
-            STD + r'|<(immintrin|arm_neon|asm/hwcap|sys/(auxv|mman|sysctl))\.h>|"\.\./(activations|cells|scan|timeline)\.h"|"[a-z_0-9-]+\.h"'
+            STD
+            + r'|<(immintrin|arm_neon|asm/hwcap|sys/(auxv|mman|sysctl))\.h>|"\.\./(activations|cells|scan|timeline)\.h"|"[a-z_0-9-]+\.h"'
         ),
         ("csrc/cpu/forward.h", "#include <ATen/Parallel.h>\n"),
     ),

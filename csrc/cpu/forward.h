@@ -69,15 +69,15 @@ class Forward {
   // Each thread packs a part.
   void pack_weights(const Partition& part) {
     const Weights<T>& w = p.weights[part.d];
-    for_packed<S>(part, s.hidden, [&](int64_t begin, int64_t end) {
-      if (packs && !packs_w_ih_late(part)) pack_gates(of_input(part.d), begin, end);
-      if (packs) pack_gates(recurrent(part.d), begin, end);
+    if (packs && !packs_w_ih_late(part)) pack_gates(part, of_input(part.d));
+    if (packs) pack_gates(part, recurrent(part.d));
+    for_packed<S>(part, s.hidden, panel, [&](int64_t begin, int64_t end) {
       for (int g = 0; g < G; ++g) {
         pack_bias(w.b_ih, g * s.hidden + begin, end - begin, b_ih + (part.d * G + g) * H_ + begin);
         pack_bias(w.b_hh, g * s.hidden + begin, end - begin, b_hh + (part.d * G + g) * H_ + begin);
       }
     });
-    for_packed<S>(part, projects ? s.projected : 0, [&](int64_t begin, int64_t end) {
+    for_packed<S>(part, projects ? s.projected : 0, panel, [&](int64_t begin, int64_t end) {
       pack_transposed(w.w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden, panel,
                       w_hr + (part.d * P_ + begin) * s.hidden);
     });
@@ -111,9 +111,11 @@ class Forward {
     return {p.weights[d].w_hh, w_hh, b_hh + d * G * H_, d, s.projected, panel, pairs};
   }
 
-  void pack_gates(const GateProduct& of, int64_t begin, int64_t end) {
-    for_panels(of.panel, begin, end, false, [&](int64_t j, int64_t columns) {
-      for (int g = 0; g < G; ++g) pack_gate(of, j, g, columns, of.packed + at(of.d, j, g, columns, of.k, of.pairs));
+  void pack_gates(const Partition& part, const GateProduct& of) {
+    for_packed<S>(part, s.hidden, of.panel, [&](int64_t begin, int64_t end) {
+      for_panels(of.panel, begin, end, false, [&](int64_t j, int64_t columns) {
+        for (int g = 0; g < G; ++g) pack_gate(of, j, g, columns, of.packed + at(of.d, j, g, columns, of.k, of.pairs));
+      });
     });
   }
   void pack_gate(const GateProduct& of, int64_t j, int g, int64_t columns, S* packed) {
