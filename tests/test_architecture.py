@@ -139,11 +139,12 @@ RULES = [
         ("csrc/scan.h", "#include <cuda_runtime.h>\n"),
     ),
     Rule(
-        "the CPU drivers see the standard library, intrinsics, the processor's features, madvise, the waist and their own room",
+        "the CPU drivers see the standard library, intrinsics, the system, the waist and their own room",
         r"csrc/cpu/(?!parallel\.cpp).*",
         includes_only(
             STD
-            + r'|<(immintrin|arm_neon|asm/hwcap|sys/(auxv|mman|sysctl))\.h>|"\.\./(activations|cells|scan|timeline)\.h"|"[a-z_0-9-]+\.h"'
+            + r"|<(immintrin|arm_neon|asm/hwcap|sys/(auxv|mman|sysctl))\.h>"
+            + r'|"\.\./(activations|cells|scan|timeline)\.h"|"[a-z_0-9-]+\.h"'
         ),
         ("csrc/cpu/forward.h", "#include <ATen/Parallel.h>\n"),
     ),
