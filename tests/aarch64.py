@@ -23,8 +23,8 @@ from cuda_on_cpu.layer import BUILT_IN
 KINDS = [("wide", "float32"), ("wide", "bfloat16"), ("narrow", "float64"), ("narrow", "float16")]
 KINDS += [("neon-bf16", "bfloat16")]  # products of pairs, which qemu has
 BATCHES = ["padded", "packed fewer", "lengths", "reset", "lengths reset masks", "packed reset shares"]
-EVERY = [
-    Case(mode, tier, dtype, batch, D=2, T=3, N=9, I=6, H=29)
+EVERY = [  # of relu and 16 bits a single step: later, rounding may take a number to the other side of zero
+    Case(mode, tier, dtype, batch, D=2, T=1 if mode == "RNN_RELU" and "16" in dtype else 3, N=9, I=6, H=29)
     for mode, (tier, dtype), batch in product(BUILT_IN, KINDS, BATCHES)
 ]
 

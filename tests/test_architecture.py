@@ -143,7 +143,7 @@ RULES = [
         ("csrc/scan.h", "#include <cuda_runtime.h>\n"),
     ),
     Rule(
-        "the CPU drivers use the standard library, intrinsics, the processor's features, madvise and each other",
+        "the CPU drivers use the standard library, intrinsics, the system and each other",
         r"csrc/cpu/(?!parallel\.cpp).*",
         includes_only(
             STD

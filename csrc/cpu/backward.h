@@ -130,7 +130,7 @@ class Backward {
   // Each thread packs a part.
   void pack_weights(const Partition& part) {
     auto pack = [&](const Matrix<T>& w, int64_t columns) {
-      for_packed<S>(part, columns, [&](int64_t begin, int64_t end) { w.pack(begin, end); });
+      for_packed<S>(part, columns, w.panel(), [&](int64_t begin, int64_t end) { w.pack(begin, end); });
     };
     pack(*w_hh[part.d], s.projected);
     if (projects) pack(*w_hr[part.d], s.hidden);

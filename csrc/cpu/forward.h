@@ -54,7 +54,7 @@ class Forward {
   // Each thread packs a part.
   void pack_weights(const Partition& part) {
     gates.pack(part);
-    for_packed<S>(part, projects ? s.projected : 0, [&](int64_t begin, int64_t end) {
+    for_packed<S>(part, projects ? s.projected : 0, panel, [&](int64_t begin, int64_t end) {
       pack_transposed(p.weights[part.d].w_hr + begin * s.hidden, end - begin, s.hidden, s.hidden, panel,
                       w_hr + (part.d * P_ + begin) * s.hidden);
     });

@@ -50,9 +50,9 @@ class Gates {
   // Each thread packs a part.
   void pack(const Partition& part) const {
     const Weights<T>& w = p.weights[part.d];
-    for_packed<S>(part, s.hidden, [&](int64_t begin, int64_t end) {
-      if (packs && !packs_input_late(part)) pack_gates(of_input(part.d), begin, end);
-      if (packs) pack_gates(recurrent(part.d), begin, end);
+    if (packs && !packs_input_late(part)) pack_gates(part, of_input(part.d));
+    if (packs) pack_gates(part, recurrent(part.d));
+    for_packed<S>(part, s.hidden, Vec<S>::kLanes, [&](int64_t begin, int64_t end) {
       pack_rows(w.b_ih, G, begin, end, b_ih + part.d * G * H_);
       pack_rows(w.b_hh, B, begin, end, b_hh + part.d * B * H_);
       pack_rows(w.vectors, U, begin, end, vectors + part.d * U * H_);
@@ -93,9 +93,11 @@ class Gates {
   // Few rows are bound by the bytes of W_hh: then it stays bfloat16 and is widened in every step.
   bool few_rows() const { return s.rows == 1 || (s.rows <= kTileRows && is_large<Cell, S>(s)); }
 
-  void pack_gates(const Product& product, int64_t begin, int64_t end) const {
-    for_panels(product.panel, begin, end, false, [&](int64_t j, int64_t columns) {
-      for (int g = 0; g < product.gates; ++g) pack_gate(product, {j, g, columns}, packed(product, {j, g, columns}));
+  void pack_gates(const Partition& part, const Product& product) const {
+    for_packed<S>(part, s.hidden, product.panel, [&](int64_t begin, int64_t end) {
+      for_panels(product.panel, begin, end, false, [&](int64_t j, int64_t columns) {
+        for (int g = 0; g < product.gates; ++g) pack_gate(product, {j, g, columns}, packed(product, {j, g, columns}));
+      });
     });
   }
   void pack_gate(const Product& product, const Part& of, S* to) const {

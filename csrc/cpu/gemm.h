@@ -167,6 +167,14 @@ struct Target {
   int64_t stride;
 };
 
+// What tiles are handed of these is in structs of two words, which go by registers: larger ones are copied through
+// memory.
+template <class E>
+struct Strided {
+  E* at;
+  int64_t stride;
+};
+
 // sum[m] += column a[m][at]; of pairs where `Dots`.
 template <bool Dots, int M, int NV, class S>
 FUSEDRNN_FN void add_products(Vec<S> (&sum)[M][NV], const S* const (&row)[M], int64_t at, const Vec<S> (&column)[NV]) {
@@ -186,35 +194,35 @@ FUSEDRNN_FN void add_products(Vec<S> (&sum)[M][NV], const S* const (&row)[M], in
 
 // c[m][0 .. NV vectors) = init[m] + sum[m]
 template <int M, int NV, class S>
-FUSEDRNN_FN void add_sums(const Vec<S> (&sum)[M][NV], const Target<S>& to) {
+FUSEDRNN_FN void add_sums(const Vec<S> (&sum)[M][NV], Strided<const S> init, Strided<S> c) {
   constexpr int L = Vec<S>::kLanes;
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v)
-      (Vec<S>::load(to.init + m * to.init_stride + v * L) + sum[m][v]).store(to.c + m * to.stride + v * L);
+      (Vec<S>::load(init.at + m * init.stride + v * L) + sum[m][v]).store(c.at + m * c.stride + v * L);
 }
 
 // One register tile: c[m][0 .. NV vectors) = init[m] + sum_k a[m][k] b[k]. The sums start from zero: GCC spills them
 // all where they start from memory. With `Pairs` the same sums are made of what pack_pairs packed; where there are dot
 // products, `a` points to pairs of bfloat16 then.
 template <int M, int NV, bool Pairs, class S>
-void multiply_tile(const Rows<S>& a, const Panel<S>& panel, Target<S> to) {
+void multiply_tile(Rows<S> a, int64_t k_count, Strided<const S> panel, Strided<const S> init, Strided<S> c) {
   using V = Vec<S>;
   constexpr bool kDots = Pairs && kDotProducts;
   const S *row[M], *b = panel.at;
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) row[m] = a.at[m];
-  int64_t k = 0, at = 0, a_stride = a.stride, b_stride = panel.stride;
+  int64_t k = 0, at = 0;
   do {
     V sum[M][NV];
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) sum[m][v] = V(0);
-    int64_t end = kDots ? panel.k : least(panel.k, k + kTerms);
+    int64_t end = kDots ? k_count : least(k_count, k + kTerms);
 #pragma GCC unroll 2
-    for (; k < end; k += 1 + Pairs, b += b_stride) {
+    for (; k < end; k += 1 + Pairs, b += panel.stride) {
       V column[NV];
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::kLanes);
@@ -222,19 +230,19 @@ void multiply_tile(const Rows<S>& a, const Panel<S>& panel, Target<S> to) {
         V even[NV], odd[NV];
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) even[v] = even_of_pairs(column[v]), odd[v] = odd_of_pairs(column[v]);
-        add_products<false>(sum, row, at, even), at += a_stride;
-        add_products<false>(sum, row, at, odd), at += a_stride;
+        add_products<false>(sum, row, at, even), at += a.stride;
+        add_products<false>(sum, row, at, odd), at += a.stride;
       } else {
-        add_products<kDots>(sum, row, at, column), at += a_stride;
+        add_products<kDots>(sum, row, at, column), at += a.stride;
       }
     }
-    add_sums(sum, to);
-    to.init = to.c, to.init_stride = to.stride;
-  } while (k < panel.k);
+    add_sums(sum, init, c);
+    init = {c.at, c.stride};
+  } while (k < k_count);
 }
 
 template <class S>
-using MultiplyTile = void (*)(const Rows<S>&, const Panel<S>&, Target<S>);
+using MultiplyTile = void (*)(Rows<S>, int64_t, Strided<const S>, Strided<const S>, Strided<S>);
 
 template <int NV, bool Pairs, class S, int... M>
 constexpr auto tiles_of(std::integer_sequence<int, M...>) {
@@ -255,16 +263,18 @@ FUSEDRNN_FN const MultiplyTile<S>* tiles_for(int64_t vectors) {
 // C = init + A B for any number of rows, as many as the panel is for. Tiles are as even as can be: of 8 rows, 4 + 4 are
 // faster than 6 + 2.
 template <class S>
-void multiply(int64_t rows, Rows<S> a, Panel<S> b, Target<S> to) {
+void multiply(int64_t rows, Rows<S> a, const Panel<S>& b, const Target<S>& to) {
   int64_t vectors = padded<S>(b.columns) / Vec<S>::kLanes;
   const MultiplyTile<S>* tiles = tiles_for<false, S>(vectors);
-  if (!b.stride) b.stride = vectors * Vec<S>::kLanes;
   if constexpr (std::is_same_v<S, float>)
     if (b.pairs) tiles = tiles_for<true, S>(vectors);
+  const S *panel = b.at, *init = to.init;
+  S* c = to.c;
+  int64_t stride = b.stride ? b.stride : vectors * Vec<S>::kLanes;
   for (int64_t count = (rows + kTileRows - 1) / kTileRows; count > 0; --count) {
     int64_t size = count == 1 ? rows : (rows + count - 1) / count;  // of one row, a division would show
-    tiles[size - 1](a, b, to);
-    a.at += size, to.init += size * to.init_stride, to.c += size * to.stride, rows -= size;
+    tiles[size - 1](a, b.k, {panel, stride}, {init, to.init_stride}, {c, to.stride});
+    a.at += size, init += size * to.init_stride, c += size * to.stride, rows -= size;
   }
 }
 

@@ -146,12 +146,12 @@ struct Partition {
   }
 };
 
-// Calls f(begin, end) for those of n columns that a thread packs: its own units where units are split, so that they
-// start out in its cache.
+// Calls f(begin, end) for those of n columns that a thread packs in panels: its own units where units are split, so
+// that they start out in its cache.
 template <class S, class F>
-void for_packed(const Partition& part, int64_t n, F&& f) {
+void for_packed(const Partition& part, int64_t n, int64_t panel, F&& f) {
   bool own = part.splits_units();
-  int64_t parts = own ? part.parts : part.members, grain = own ? Vec<S>::kLanes : kPanel<S>;
+  int64_t parts = own ? part.parts : part.members, grain = own ? Vec<S>::kLanes : panel;
   for (int64_t i = own ? part.first : part.member; i <= (own ? part.last : part.member); ++i)
     f(boundary(n, i, parts, grain), boundary(n, i + 1, parts, grain));
 }

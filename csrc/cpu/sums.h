@@ -130,8 +130,9 @@ class Sums {
 
   // Some threads call this together: first all prepare(), then all add() the chunk.
   void prepare(int64_t member, int64_t members, const Steps& steps, bool first) const {
+    int64_t panel = w_ih_of_dx.panel();
     if (first)
-      w_ih_of_dx.pack(boundary(s.input, member, members, kPanel<S>), boundary(s.input, member + 1, members, kPanel<S>));
+      w_ih_of_dx.pack(boundary(s.input, member, members, panel), boundary(s.input, member + 1, members, panel));
     StepIterator<T> walk{{p, d}, zeros};
     int64_t begin = boundary(steps.rows, member, members, 2), end = boundary(steps.rows, member + 1, members, 2);
     Buffer<Row> inputs(end - begin), states(end - begin), outputs(end - begin);
