@@ -292,6 +292,21 @@ def test_a_generated_cell_saves_what_the_one_written_by_hand_does(generated, nam
     assert (ours.saved, ours.grads) == (theirs.saved, theirs.grads)
 
 
+@pytest.mark.parametrize(
+    "function, recurrent, planes",
+    [
+        (lambda x, r, s: torch.tanh(x.a + r.a) * (x.b + r.b) * (x.c + r.c), "a b c", (0, 1, 2)),
+        (lambda x, r, s: torch.tanh(x.a + r.c) * x.b + x.c, "c", (3,)),
+        (lambda x, r, s: torch.tanh(x.a + r.a + r.b) * x.b * x.c, "a b", (0, 3)),
+        (lambda x, r, s: torch.tanh(x.a + r.b + r.c) * x.b * x.c, "b c", (3, 4)),
+        (lambda x, r, s: torch.tanh(s.h), "a c", (0, 2)),
+    ],
+)
+def test_no_two_recurrent_gates_share_a_plane_of_gradients(function, recurrent, planes):
+    generated = cell(gates="a b c", states="h", recurrent=recurrent)(function).generate()
+    assert (generated.recurrent_grads, generated.grads) == (planes, max(2, *planes) + 1)
+
+
 def test_what_is_not_needed_is_not_saved():
     @cell(gates="a b", states="h", recurrent="")
     def linear(x, r, s):

@@ -63,10 +63,12 @@ class _Printer:
         self.dstates = grads[G + R + U + E :]
         self.planes = list(dx)
         self.recurrent_grads = []
-        for gradient in dr:
-            if gradient not in self.planes:
+        for gate, gradient in zip(cell.recurrent, dr, strict=True):  # a plane of its own, or that of the gate's dx
+            plane = cell.gates.index(gate)
+            if gradient is not dx[plane]:
+                plane = len(self.planes)
                 self.planes.append(gradient)
-            self.recurrent_grads.append(self.planes.index(gradient))
+            self.recurrent_grads.append(plane)
         self.grads = len(self.planes)
         self.planes += of_vectors
         self.saved = cut([*self.planes, *self.dstates]) or [states[0].graph.leaf("x", 0)]

@@ -98,6 +98,6 @@ def gradients(results: Sequence[Node], grads: Sequence[Node]) -> dict[Node, Node
         if not derivative or node not in total:
             continue
         for argument, gradient in zip(node.args, derivative(node, *node.args, total[node]), strict=True):
-            if argument.op != "const" and not argument.is_mask:
+            if argument.op != "const":
                 collect(argument, gradient)
     return total
