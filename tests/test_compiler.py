@@ -317,6 +317,14 @@ def test_what_is_not_needed_is_not_saved():
     assert "const V*, const V*, V* ds, V* dgates" in generated.text
 
 
+def test_a_mask_is_no_value_to_save():
+    @cell(gates="a b", states="h", recurrent="")
+    def chosen(x, r, s):
+        return torch.where(x.a < x.b, s.h, s.h * 2)
+
+    assert chosen.generate().saved == 2
+
+
 def test_what_costs_little_is_computed_again():
     @cell(gates="a", states="h", recurrent="")
     def again(x, r, s):

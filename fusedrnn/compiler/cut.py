@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from .graph import Node, ordered
 
 _UNLIMITED = 1 << 30
-_KEPT_ANYWAY = ("s", "p", "e")  # states before the step, unit vectors and inputs are there in the backward pass
 _SOURCE, _SINK = "source", "sink"
 
 
 def cut(results: Iterable[Node]) -> list[Node]:
-    """The values to save so that ``results``, gradients, can be computed from them and the leaves that are kept anyway.
+    """The values to save so that ``results``, gradients, can be computed from them, with what is there in any case:
+    states before the step, unit vectors and inputs.
 
     A minimum cut between the gates' parts and what the gradients take. Of several the one nearest to the gradients:
     least is computed again, and nothing more than once more.
@@ -24,8 +24,6 @@ def cut(results: Iterable[Node]) -> list[Node]:
     wanted |= {node for node in results if node not in late}
     flow = _Flow()
     for node in ordered(wanted):
-        if node.op in _KEPT_ANYWAY or node.op == "const":
-            continue
         flow.add((node, "in"), (node, "out"), _UNLIMITED if node.is_mask else 1)
         if node.op in ("x", "r"):
             flow.add(_SOURCE, (node, "in"), _UNLIMITED)
