@@ -131,19 +131,17 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
     # No bare * before the options: the older exporter of torch.onnx passes defaults by position.
     def forward(self, input, hx=None, lengths=None, reset=None, reset_state=None, return_state_sequence=False):
         batch = make_batch(input, self.batch_first)
-        plain = lengths is None and reset is None and reset_state is None and not return_state_sequence
-        if plain and batch is not None and torch_serves(batch.x) and batch.nested is None and not twin.rates(self):
+        plain = batch is not None and _is_plain(batch, lengths, reset, reset_state, return_state_sequence)
+        if plain and torch_serves(batch.x) and not twin.rates(self):
             return self.torch_class.forward(self, input, hx)
         parameters = self._parameters  # fast path: nn.Module's getattr takes four times as long
         weights = [parameters[name] if name in parameters else getattr(self, name) for name in self._flat_weights_names]
         initial = None if batch is None else self._states(hx, batch, weights[0])
         if initial is None:
-            return self._ask_torch(
-                input, hx, batch, lengths=lengths, reset=reset, reset_state=reset_state,
-                return_state_sequence=return_state_sequence,
-            )  # fmt: skip
+            asked = CallOptions(lengths, reset, reset_state, return_state_sequence)
+            return self._ask_torch(input, hx, batch, **asked._asdict())
         options = self._module_options(batch, len(initial))
-        if not plain or batch.nested is not None:
+        if not plain:
             asked = CallOptions(lengths, reset, reset_state, return_state_sequence)
             options = asked.add_to(options, batch, initial, self.num_layers)
         kinds = stack.KINDS[self.bias, self.proj_size > 0]
@@ -205,3 +203,9 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
                 "one dtype and device"
             )
         return result
+
+
+def _is_plain(batch: Batch, lengths, reset, reset_state, return_state_sequence) -> bool:
+    """Is this a call that torch.nn knows?"""
+    nothing = lengths is None and reset is None and reset_state is None and not return_state_sequence
+    return nothing and batch.nested is None

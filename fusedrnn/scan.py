@@ -88,10 +88,7 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
     if not traced and inputs.initial[0].shape[-1] <= MOST_FEW_UNITS and _suits_torch(cell, sequences, inputs):
         return reference.torch_layer(cell, inputs)
     states = len(inputs.initial)
-    x = inputs.x
-    kernels = not x.is_cuda or has_kernels(x)
-    if cell in compiled.NAMES:
-        kernels = kernels and compiled.is_compiled(cell, x.dtype, x.device.type)
+    kernels = _may_have_kernels(cell, inputs.x)
     outputs = extension.scan(cell, sequences, recompute, inputs) if kernels and not compiling else None
     if outputs is not None:
         steps, last = outputs[:states], outputs[states:]
@@ -105,6 +102,13 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
         steps = [steps[0].to(h_dtype), *steps[1:]]
         last = [None if last[0] is None else last[0].to(h_dtype), *last[1:]]
     return steps, last
+
+
+def _may_have_kernels(cell: str, x: Tensor) -> bool:
+    """False where there are certainly none: of a cell that a user wrote, or of an old GPU."""
+    if x.is_cuda and not has_kernels(x):
+        return False
+    return cell not in compiled.NAMES or compiled.is_compiled(cell, x.dtype, x.device.type)
 
 
 def _run_operator(cell: str, inputs: ScanInputs, sequences: bool, recompute: bool) -> Outputs:

@@ -101,7 +101,9 @@ def test_the_performance_table_shows_what_was_measured():
 
 
 def test_every_public_name_is_in_the_reference():
-    documented = re.findall(r"auto(?:class|function|exception|module):: (?:fusedrnn\.)?(\w+)$", text("docs/api.md"), re.M)
+    documented = re.findall(
+        r"auto(?:class|function|exception|module):: (?:fusedrnn\.)?(\w+)$", text("docs/api.md"), re.M
+    )
     assert sorted(documented) == sorted(fusedrnn.__all__)
 
 

@@ -22,6 +22,13 @@ def cut(results: Iterable[Node]) -> list[Node]:
     late = _depending_on_gradients(nodes)
     wanted = {a for node in late for a in node.args if a not in late}
     wanted |= {node for node in results if node not in late}
+    flow = _network(wanted)
+    below = flow.below_the_cut()
+    candidates = (node for node in ordered(wanted) if (node, "in") in flow)
+    return [node for node in candidates if (node, "out") in below and (node, "in") not in below]
+
+
+def _network(wanted: set[Node]) -> _Flow:
     flow = _Flow()
     for node in ordered(wanted):
         flow.add((node, "in"), (node, "out"), _UNLIMITED if node.is_mask else 1)
@@ -31,9 +38,7 @@ def cut(results: Iterable[Node]) -> list[Node]:
             flow.add((argument, "out"), (node, "in"), _UNLIMITED)
         if node in wanted:
             flow.add((node, "out"), _SINK, _UNLIMITED)
-    below = flow.below_the_cut()
-    candidates = (node for node in ordered(wanted) if (node, "in") in flow)
-    return [node for node in candidates if (node, "out") in below and (node, "in") not in below]
+    return flow
 
 
 def _depending_on_gradients(nodes: Iterable[Node]) -> set[Node]:

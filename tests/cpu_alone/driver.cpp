@@ -37,42 +37,48 @@ bool run(const char* cell, bool backward, const Shape& shape, const Arrays& arra
   });
 }
 
+// The kernels that are compiled here, and what they are called with.
+struct Build {
+  const char* isa;
+  int type;
+  bool (*run)(const Call& call, const Shape& shape, const Arrays& arrays);
+};
+
+template <class T, class Cells, class Driver>
+constexpr Build build(const char* isa, int type, Driver) {
+  return {isa, type, [](const Call& call, const Shape& shape, const Arrays& arrays) {
+            return run<T, Cells>(call.cell, call.backward, shape, arrays, Driver{});
+          }};
+}
+
+constexpr Build kBuilds[] = {
+    build<float, AllCells>("wide", 0, [](auto cell) { return wide::driver<decltype(cell), float>(); }),
+    build<bfloat16, BuiltInCells>("wide", 2, [](auto cell) { return wide::driver<decltype(cell), bfloat16>(); }),
+    build<double, AllCells>("narrow", 1, [](auto cell) { return narrow_vectors::driver<decltype(cell), double>(); }),
+    build<float16, BuiltInCells>("narrow", 3,
+                                 [](auto cell) { return narrow_vectors::driver<decltype(cell), float16>(); }),
+    build<bfloat16, BuiltInCells>("dot-products", 2,
+                                  [](auto cell) { return dot_products::driver<decltype(cell), bfloat16>(); }),
+#ifdef FUSEDRNN_ARM_ISAS
+    build<bfloat16, BuiltInCells>("neon-bf16", 2,
+                                  [](auto cell) { return neon_bf16::driver<decltype(cell), bfloat16>(); }),
+#endif
+};
+
 }  // namespace
 
 const char* run_layer(const Call* call) {
-  const std::string isa = call->tier;
-  const char* cell = call->cell;
-  const int type = call->type;
-  const bool backward = call->backward;
   const Arrays arrays(call->count, call->names, call->data);
   const Shape shape = shape_of(call->sizes);
-  bool done = false;
   try {
-    if (isa == "wide" && type == 0)
-      done = run<float, AllCells>(cell, backward, shape, arrays,
-                                  [](auto kind) { return wide::driver<decltype(kind), float>(); });
-    else if (isa == "wide" && type == 2)
-      done = run<bfloat16, BuiltInCells>(cell, backward, shape, arrays,
-                                         [](auto kind) { return wide::driver<decltype(kind), bfloat16>(); });
-    else if (isa == "narrow" && type == 1)
-      done = run<double, AllCells>(cell, backward, shape, arrays,
-                                   [](auto kind) { return narrow_vectors::driver<decltype(kind), double>(); });
-    else if (isa == "narrow" && type == 3)
-      done = run<float16, BuiltInCells>(cell, backward, shape, arrays,
-                                        [](auto kind) { return narrow_vectors::driver<decltype(kind), float16>(); });
-    else if (isa == "dot-products" && type == 2)
-      done = run<bfloat16, BuiltInCells>(cell, backward, shape, arrays,
-                                         [](auto kind) { return dot_products::driver<decltype(kind), bfloat16>(); });
-#ifdef FUSEDRNN_ARM_ISAS
-    else if (isa == "neon-bf16" && type == 2)
-      done = run<bfloat16, BuiltInCells>(cell, backward, shape, arrays,
-                                         [](auto kind) { return neon_bf16::driver<decltype(kind), bfloat16>(); });
-#endif
+    for (const Build& build : kBuilds)
+      if (std::string_view(build.isa) == call->tier && build.type == call->type)
+        return build.run(*call, shape, arrays) ? nullptr : "not compiled";
   } catch (const std::exception& error) {
     error_text = error.what();
     return error_text.c_str();
   }
-  return done ? nullptr : "not compiled";
+  return "not compiled";
 }
 
 // Of -n threads that are asked for one does not come. With a seed, a thread pauses by chance where it comes by a mutant
