@@ -32,8 +32,7 @@ def cut(results: Iterable[Node]) -> list[Node]:
         if node in wanted:
             flow.add((node, "out"), _SINK, _UNLIMITED)
     below = flow.below_the_cut()
-    candidates = (node for node in ordered(wanted) if (node, "in") in flow)
-    return [node for node in candidates if (node, "out") in below and (node, "in") not in below]
+    return [node for node in ordered(wanted) if (node, "out") in below and (node, "in") not in below]
 
 
 def _depending_on_gradients(nodes: Iterable[Node]) -> set[Node]:
@@ -49,9 +48,6 @@ class _Flow:
 
     def __init__(self):
         self.room: dict = {}  # of each node: its neighbours, and what may still flow to them
-
-    def __contains__(self, node) -> bool:
-        return node in self.room
 
     def add(self, a, b, capacity: int) -> None:
         self.room.setdefault(a, {})[b] = capacity
