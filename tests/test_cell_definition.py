@@ -87,6 +87,7 @@ def test_what_a_kernel_cannot_do_is_refused_with_its_line(body):
 def test_groups_of_different_gates_do_not_go_together():
     message = refused("return (x + r).i", recurrent="f")
     assert "two groups have different gates: x has i, f; r has f" in message
+    assert "two groups have different gates: r has f; x has i, f" in refused("return (r - x).f", recurrent="f")
 
 
 @pytest.mark.parametrize(

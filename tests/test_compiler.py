@@ -70,7 +70,7 @@ OPERATIONS = {
     "threshold": (lambda a, b: F.threshold(a, 0.5, 0.25) * b, -2, 2),
     "lerp": (lambda a, b: torch.lerp(a, b, 0.3) + torch.lerp(a, b, torch.sigmoid(a)), -2, 2),
     "addcmul": (lambda a, b: torch.addcmul(a, a, b, value=2) + torch.addcdiv(a, a, b, value=2), 0.25, 2),
-    "detach": (lambda a, b: a.detach() * b + (torch.sigmoid(a) - a).detach() + a, -2, 2),
+    "detach": (lambda a, b: (a + b).detach() * b + (torch.sigmoid(a) - a).detach() + a, -2, 2),
     "constants": (lambda a, b: a * torch.ones_like(a) + torch.full_like(b, 0.5) * b + torch.zeros_like(a), -2, 2),
     "nothing to differentiate": (lambda a, b: torch.sign(a), -2, 2),
 }

@@ -22,13 +22,6 @@ def cut(results: Iterable[Node]) -> list[Node]:
     late = _depending_on_gradients(nodes)
     wanted = {a for node in late for a in node.args if a not in late}
     wanted |= {node for node in results if node not in late}
-    flow = _network(wanted)
-    below = flow.below_the_cut()
-    candidates = (node for node in ordered(wanted) if (node, "in") in flow)
-    return [node for node in candidates if (node, "out") in below and (node, "in") not in below]
-
-
-def _network(wanted: set[Node]) -> _Flow:
     flow = _Flow()
     for node in ordered(wanted):
         flow.add((node, "in"), (node, "out"), _UNLIMITED if node.is_mask else 1)
@@ -38,7 +31,8 @@ def _network(wanted: set[Node]) -> _Flow:
             flow.add((argument, "out"), (node, "in"), _UNLIMITED)
         if node in wanted:
             flow.add((node, "out"), _SINK, _UNLIMITED)
-    return flow
+    below = flow.below_the_cut()
+    return [node for node in ordered(wanted) if (node, "out") in below and (node, "in") not in below]
 
 
 def _depending_on_gradients(nodes: Iterable[Node]) -> set[Node]:
@@ -54,9 +48,6 @@ class _Flow:
 
     def __init__(self):
         self.room: dict = {}  # of each node: its neighbours, and what may still flow to them
-
-    def __contains__(self, node) -> bool:
-        return node in self.room
 
     def add(self, a, b, capacity: int) -> None:
         self.room.setdefault(a, {})[b] = capacity

@@ -87,23 +87,12 @@ class _Printer:
         numbers = ", ".join(f"k{name} = {number}" for name, number in self.numbers.items())
         places = ", ".join(map(str, self.recurrent_grads)) or "0"
         h = self.states[0].graph.leaf("s", 0)
-        reads_h = h in ordered([*self.states, *self.saved]) or h in self.read_by_backward()
+        reads_h = h in ordered(self.states)  # then the backward pass may as well, and only then
         return [
             f"  static constexpr int {numbers};",
             f"  static constexpr int kRecurrentGrads[] = {{{places}}};",
             f"  static constexpr bool kReadsH = {'true' if reads_h else 'false'};",
         ]
-
-    def read_by_backward(self) -> set[Node]:
-        """All that the backward pass computes or reads: it stops at what is saved."""
-        saved, seen = set(self.saved), set()
-        pending = [*self.planes, *self.dstates]
-        while pending:
-            node = pending.pop()
-            if node not in seen:
-                seen.add(node)
-                pending.extend(() if node in saved else node.args)
-        return seen
 
     def legend(self) -> list[str]:
         cell = self.cell
