@@ -1,10 +1,5 @@
 // What a generated cell calls beyond activations.h, for every value type V: float and double (host and CUDA) and the
-<<<<<<< HEAD
-// CPU's vectors, whose logarithms stand in cpu/functions.h. Results are torch's, NaN too; the sign of a zero may
-// differ.
-=======
 // CPU's vectors, whose logarithms stand in cpu/functions.h. NaN is torch's; the sign of a zero may differ.
->>>>>>> gen
 #pragma once
 
 #include <cmath>
