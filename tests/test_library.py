@@ -60,7 +60,7 @@ assert "fusedrnn" not in sys.modules
 
 
 def test_cells_are_found_by_name():
-    assert extension.cell_traits("LSTM") == (4, 2, 4, 4)
+    assert extension.cell_traits("LSTM") == (4, 4, 2, 0, 0, 4, 4)
     with pytest.raises(ValueError, match="there is no cell SRU, only LSTM, GRU, RNN_TANH, RNN_RELU"):
         extension.cell_traits("SRU")
 

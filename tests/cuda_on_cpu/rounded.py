@@ -143,7 +143,7 @@ class Check:
         return self.complaints
 
     def backward_direction(self, d: int) -> None:
-        a, (G, _, _, Q) = self.a, self.traits
+        a, G, Q = self.a, self.traits.gates, self.traits.grads
         w_hh, w_hr = self.operand(a[f"w_hh{d}"]), a.get(f"w_hr{d}")
         zeros = {state: torch.zeros(self.N, self.width(state), dtype=torch.float64) for state in self.states}
         ds = {state: a[f"d{state}_n"][d].double() if f"d{state}_n" in a else z for state, z in zeros.items()}
