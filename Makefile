@@ -12,7 +12,7 @@ BIN := .venv/bin
 stamp = $1/.$(shell printf %s "$2" | tr -c 'A-Za-z0-9.' _)
 TORCH_STAMP := $(call stamp,.venv,$(TORCH))
 SOURCES := $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.* csrc/torch/*.*)
-RUN_ALONE := $(wildcard $(foreach kind,*.h *.cpp *.cu,$(foreach at,tests/c*/ tests/c*/*/,$(at)$(kind))))
+RUN_ALONE := $(wildcard $(foreach kind,*.h *.cpp *.cu,$(foreach at,tests/c*/ emulator/ emulator/features/,$(at)$(kind))))
 ASAN := build/asan
 # The oldest torch that will do, as a CUDA build: the registry's is one. It is 4 GB, in an environment of its own.
 CUDA_TORCH ?= torch==2.11.0
@@ -27,9 +27,9 @@ announce = @echo "== $1 ($$(date +%H:%M:%S))"
 # A tree to build in that leaves the extension in fusedrnn/ alone. What was built there stays, and is up to date or not.
 define copy_to
 mkdir -p $1/fusedrnn/backends $1/fusedrnn/compiler
-rm -rf $1/csrc $1/tests
+rm -rf $1/csrc $1/tests $1/emulator
 cp -p setup.py pyproject.toml README.md LICENSE $1
-cp -pr csrc tests $1
+cp -pr csrc tests emulator $1
 cp -p fusedrnn/*.py $1/fusedrnn
 cp -p fusedrnn/backends/*.py $1/fusedrnn/backends
 cp -p fusedrnn/compiler/*.py $1/fusedrnn/compiler
@@ -71,7 +71,7 @@ lint: .venv/.lint ## ruff, clang-format, lizard and mypy on a user's script, cha
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(RUN_ALONE) benchmarks/roofline.cpp
 	$(BIN)/lizard -w -W whitelizer.txt -l cpp -l python --length 60 --CCN 15 --arguments 8 \
-	  csrc fusedrnn benchmarks examples tests setup.py
+	  csrc emulator fusedrnn benchmarks examples tests setup.py
 	$(BIN)/mypy
 
 asan: build .venv/.test ## the tests of scan under AddressSanitizer and UBSan, in build/asan

@@ -10,7 +10,7 @@ from cuda_on_cpu import build
 from cuda_on_cpu.layer import POLICIES
 
 SCHEDULES = 10
-FEATURES = build.HERE / "features"
+FEATURES = build.EMULATOR / "features"
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(build.missing()), reason=build.missing())]
 

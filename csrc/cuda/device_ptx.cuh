@@ -1,4 +1,4 @@
-// Device side of device.cuh for nvcc. The emulator's twin is tests/cuda_on_cpu/emulated_device.h.
+// Device side of device.cuh for nvcc. The emulator's twin is emulator/emulated_device.h.
 #pragma once
 
 #include <cooperative_groups.h>

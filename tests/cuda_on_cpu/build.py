@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 HERE = ROOT / "tests/cuda_on_cpu"
+EMULATOR = ROOT / "emulator"
 CSRC = ROOT / "csrc"
 TYPES = ("float", "double", "bfloat16", "float16")  # one source file of kernels each
 BUILD = ROOT / "build/cuda_on_cpu"
@@ -50,7 +51,7 @@ def run(command: list[str]) -> None:
 def compile(source: Path, flags: list[str], csrc: Path) -> Path:
     """Returns the object file of a source, made for exactly this text, these headers and these flags."""
     # quote: csrc/time.h must not take the place of the system's
-    command = [*CXX, *COMMON, *flags, "-I", str(HERE), "-iquote", str(csrc), "-x", "c++", str(source)]
+    command = [*CXX, *COMMON, *flags, "-I", str(HERE), "-I", str(EMULATOR), "-iquote", str(csrc), "-x", "c++", str(source)]
     text = subprocess.run([*command, "-E"], capture_output=True, text=True)
     if text.returncode:
         raise RuntimeError(text.stderr)
@@ -83,7 +84,7 @@ def build(
     flags, kernel_flags = FLAGS[mode]
     runtime_flags = flags + (kernel_flags if mode == "asan" else [])  # ThreadSanitizer would report the runtime itself
     jobs = [(source, flags + kernel_flags, csrc) for source in kernels]
-    jobs += [(source, runtime_flags, csrc) for source in sorted((HERE / "emulator").glob("*.cpp"))]
+    jobs += [(source, runtime_flags, csrc) for source in sorted(EMULATOR.glob("*.cpp"))]
     jobs += [(source, [*runtime_flags, *definitions], csrc) for source in others]
     objects = compile_all(jobs)
     return link(name, objects, mode)

@@ -11,7 +11,7 @@
 #include "../test_cells.h"
 #include "arrays.h"
 #include "cuda/plan.h"
-#include "emulator/emulator.h"
+#include "emulator.h"
 #include "scan.h"
 
 namespace {

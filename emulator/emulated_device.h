@@ -8,7 +8,7 @@
 #include <tuple>
 #include <type_traits>
 
-#include "emulator/emulator.h"
+#include "emulator.h"
 #include "scan.h"
 
 // ---- CUDA's own names
