@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import bench
+import custom_cells
 import pytest
 import report
 import roofline
@@ -18,6 +19,7 @@ import timing
 import torch
 from contenders import INFERENCE, OTHERS, Work, contender, error, tensors
 from shapes import CALLS, SHAPES, Shape
+from tolerances import assert_same
 
 from fusedrnn.backends import extension
 
@@ -279,3 +281,11 @@ def test_results_can_be_drawn(source, tmp_path):
         path.write_text(json.dumps(run(result(0.9, onnxruntime=20.0), result(3.0, packed))))
     assert plot.main([str(path), "--out", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.glob("*.png")} == {"speedup.png", "peak.png"}
+
+
+def test_cells_that_users_write_are_timed_beside_a_loop_that_gives_the_same(capsys):
+    for cell in custom_cells.CELLS.values():
+        calls = custom_cells.contenders(cell, (3, 2, 8), training=True)
+        assert_same(calls["compiled"](), calls["loop"](), torch.float32)
+    custom_cells.main(["--only", "^rnn$", "--threads", "1", "--seconds", "0.01"])
+    assert re.search(r"rnn 64x16x512/training/1 +\d+\.\d\d \(.*of FusedRNN", capsys.readouterr().out)

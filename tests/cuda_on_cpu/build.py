@@ -51,7 +51,20 @@ def run(command: list[str]) -> None:
 def compile(source: Path, flags: list[str], csrc: Path) -> Path:
     """Returns the object file of a source, made for exactly this text, these headers and these flags."""
     # quote: csrc/time.h must not take the place of the system's
-    command = [*CXX, *COMMON, *flags, "-I", str(HERE), "-I", str(EMULATOR), "-iquote", str(csrc), "-x", "c++", str(source)]
+    command = [
+        *CXX,
+        *COMMON,
+        *flags,
+        "-I",
+        str(HERE),
+        "-I",
+        str(EMULATOR),
+        "-iquote",
+        str(csrc),
+        "-x",
+        "c++",
+        str(source),
+    ]
     text = subprocess.run([*command, "-E"], capture_output=True, text=True)
     if text.returncode:
         raise RuntimeError(text.stderr)
