@@ -284,7 +284,7 @@ def test_results_can_be_drawn(source, tmp_path):
 
 
 def test_cells_that_users_write_are_timed_beside_a_loop_that_gives_the_same(capsys):
-    for cell in custom_cells.CELLS.values():
+    for cell in map(custom_cells.CELLS.get, ("augru", "indrnn", "rnn")):
         calls = custom_cells.contenders(cell, (3, 2, 8), training=True)
         assert_same(calls["compiled"](), calls["loop"](), torch.float32)
     custom_cells.main(["--only", "^rnn$", "--threads", "1", "--seconds", "0.01"])
