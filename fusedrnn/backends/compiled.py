@@ -17,7 +17,7 @@ def register(cell: compiler.Cell) -> str:
     """The name of the cell for :func:`fusedrnn.scan.scan`: another one where its kernels would be others."""
     generated = cell.generate()
     NAMES.setdefault(generated.key, generated)
-    reference.CELLS.setdefault(generated.key, cell.reference)
+    reference.WRITTEN.setdefault(generated.key, cell.reference)
     return generated.key
 
 

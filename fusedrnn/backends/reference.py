@@ -5,7 +5,7 @@ Written to be read beside the paper, one step at a time. Every derivative, of an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,11 @@ def rnn_relu_cell(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
 
 
 CELLS = {"LSTM": lstm_cell, "GRU": gru_cell, "RNN_TANH": rnn_tanh_cell, "RNN_RELU": rnn_relu_cell}
+WRITTEN: dict[str, Callable] = {}  # by users
+
+
+def _function(cell: str) -> Callable:
+    return CELLS.get(cell) or WRITTEN[cell]
 
 
 def scan(cell: str, inputs: ScanInputs) -> tuple[list[Tensor], list[Tensor]]:
@@ -61,7 +66,7 @@ def _one_step(cell, inputs):
     h0 = inputs.initial[0]
     gates_x = inputs.x if w_ih is None else F.linear(inputs.x, w_ih, b_ih)
     r = None if w_hh is None else F.linear(h0, w_hh, b_hh)
-    h, *others = CELLS[cell](gates_x, r, *inputs.initial, **_given(vectors, inputs.step_inputs))
+    h, *others = _function(cell)(gates_x, r, *inputs.initial, **_given(vectors, inputs.step_inputs))
     h = h.clone() if w_hr is None else F.linear(h, w_hr)  # the caller may change h in place
     return [h, *others], [h, *others]
 
@@ -80,7 +85,7 @@ class _Direction:
     """One direction of a layer. Packed: x is [R, I], and step t uses the next sizes[t] rows."""
 
     def __init__(self, cell: str, inputs: ScanInputs, d: int):
-        self.cell, self.lengths, self.backwards = CELLS[cell], inputs.lengths, d == 1
+        self.cell, self.lengths, self.backwards = _function(cell), inputs.lengths, d == 1
         w_ih, self.w_hh, b_ih, self.b_hh, self.w_hr, self.vectors = _weights(inputs, d)
         gates_x = inputs.x.chunk(inputs.directions, -1)[d] if w_ih is None else F.linear(inputs.x, w_ih, b_ih)
         self.gates_x = gates_x.flatten(0, -2)
