@@ -224,7 +224,9 @@ def take_step_inputs(cell, given: Mapping[str, Any] | None, batch: Batch, hidden
 
 def named_inputs(cell, given: Mapping[str, Any] | None) -> tuple[list[Any], list[int]]:
     """What was given for the cell's inputs, in their order, and whether each has a value a unit (1) or one (0)."""
-    names, given = (*cell.inputs, *cell.unit_inputs), given or {}
+    names, given = (*cell.inputs, *cell.unit_inputs), {} if given is None else given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"inputs must be a dictionary of tensors by name, got {describe(given)}")
     if set(given) != set(names):
         wanted = ", ".join(names) or "none"
         raise ValueError(f"{cell.name} needs inputs={{...}} with: {wanted}; got {', '.join(map(str, given)) or 'none'}")

@@ -57,6 +57,11 @@ class _Parameters(nn.Module):
     def _add_parameters(self, suffix: str, inputs: int, factory: dict[str, Any]) -> None:
         sizes = self._sizes | {"weight_ih": (len(self.cell.gates) * self.hidden_size, inputs)}
         for name in (*self._weights, *self._vectors):
+            if hasattr(self, name + suffix):
+                raise ValueError(
+                    f"{self.cell.name}: a parameter of {type(self).__name__} cannot be called {name + suffix!r}, which "
+                    "is an attribute of every one"
+                )
             setattr(self, name + suffix, nn.Parameter(torch.empty(sizes[name], **factory)))
 
     def reset_parameters(self) -> None:
@@ -200,7 +205,7 @@ class Recurrent(_Parameters):
         if num_layers <= 0:
             raise ValueError("num_layers must be greater than zero")
         self.num_layers, self.batch_first, self.bidirectional = num_layers, batch_first, bidirectional
-        self.zoneout = _zoneout(zoneout or {}, cell)
+        self.zoneout = _zoneout({} if zoneout is None else zoneout, cell)
         options = {"dropout": dropout, "recurrent_dropout": recurrent_dropout, "weight_drop": weight_drop}
         for name, value in (options | {"recompute": recompute}).items():
             check_option(name, value)
@@ -218,11 +223,11 @@ class Recurrent(_Parameters):
         plain |= {"recurrent_dropout": 0.0, "weight_drop": 0.0, "recompute": False, "zoneout": {}}
         return text + "".join(f", {k}={getattr(self, k)}" for k, value in plain.items() if getattr(self, k) != value)
 
+    # No bare * before the options: the older exporter of torch.onnx passes defaults by position.
     def forward(
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
-        *,
         inputs: Mapping[str, Tensor | PackedSequence] | None = None,
         lengths: Tensor | None = None,
         reset: Tensor | PackedSequence | None = None,
@@ -265,6 +270,8 @@ class Recurrent(_Parameters):
 
 
 def _zoneout(rates: Mapping[str, float], cell: Cell) -> dict[str, float]:
+    if not isinstance(rates, Mapping):
+        raise TypeError(f"zoneout must be a dictionary of probabilities by the names of states, got {rates!r}")
     for name, rate in rates.items():
         if name not in cell.states:
             raise ValueError(f"zoneout: {cell.name} has no state {name!r}, only {', '.join(cell.states)}")
@@ -304,7 +311,7 @@ class RecurrentCell(_Parameters):
     def extra_repr(self) -> str:
         return f"{self.cell.name}, {self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
 
-    def forward(self, input: Tensor, hx: State | None = None, *, inputs: Mapping[str, Tensor] | None = None) -> State:
+    def forward(self, input: Tensor, hx: State | None = None, inputs: Mapping[str, Tensor] | None = None) -> State:
         weights = self._tensors("")
         if not isinstance(input, Tensor) or input.dim() not in (1, 2):
             raise ValueError(f"RecurrentCell: Expected input to be 1D or 2D, got {describe(input)}")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import random
 import shutil
 import subprocess
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
-from fusedrnn.compiler import Cell
+from fusedrnn.compiler import Cell, cell
+from fusedrnn.compiler.groups import Gates
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
@@ -88,6 +91,59 @@ class Compiled:
         pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, r, s, ds, planes, saved)]
         getattr(self.library, f"{g.key}_{kind}")(ctypes.c_int64(n), *pointers)
         return s.double(), ds.double(), planes.double()
+
+
+SMOOTH = [
+    lambda a, b, c: a + b,
+    lambda a, b, c: a - b,
+    lambda a, b, c: 0.5 - a,
+    lambda a, b, c: a * b,
+    lambda a, b, c: torch.sigmoid(a) * b,
+    lambda a, b, c: torch.sigmoid(a),
+    lambda a, b, c: torch.tanh(a),
+    lambda a, b, c: torch.tanh(a) / (1 + b * b),
+    lambda a, b, c: torch.exp(torch.tanh(a)),
+    lambda a, b, c: F.softplus(a) - F.logsigmoid(b),
+    lambda a, b, c: torch.log1p(a * a) * c,
+    lambda a, b, c: torch.sqrt(a * a + 1),
+    lambda a, b, c: F.elu(a),
+    lambda a, b, c: F.silu(a),
+    lambda a, b, c: a,
+]
+KINKED = [  # their values or derivatives jump, so that a rounding may change a result by more than itself
+    lambda a, b, c: torch.rsqrt(a.abs() + 1) * b,
+    lambda a, b, c: torch.maximum(a, b),
+    lambda a, b, c: torch.where(a < b, c, a * c),
+    lambda a, b, c: torch.where((a > 0) & ~(b > c), a, b.detach()),
+    lambda a, b, c: torch.clamp(a, -1, 0.5) * b,
+]
+
+
+def random_cell(seed: int, operations=(*SMOOTH, *KINKED)) -> Cell:
+    """A cell of a few operations at random on all that it is given, and what it returns last bounded."""
+    rng = random.Random(seed)
+    gates = "a b c d e"[: 2 * rng.randint(1, 5) - 1]
+    states = "h k l m"[: 2 * rng.randint(1, 4) - 1]
+    names = {
+        "recurrent": " ".join(gate for gate in gates.split() if rng.random() < 0.7),
+        "parameters": "u v"[: rng.choice([0, 1, 3])],
+        "gate_parameters": rng.choice(["", "gain"]),
+        "inputs": rng.choice(["", "score"]),
+        "unit_inputs": rng.choice(["", "gap"]),
+    }
+    steps = [(rng.choice(operations), rng.random(), rng.random(), rng.random()) for _ in range(rng.randint(4, 24))]
+
+    @cell(gates, states, **names)
+    def random_operations(x, r, s, *others):
+        pool = [*(value for group in (x, r, s) for value in group)]
+        for group in others:
+            for value in group:
+                pool.extend(value * x if isinstance(value, Gates) else [value])
+        for operation, *places in steps:
+            pool.append(operation(*(pool[int(place * len(pool))] for place in places)))
+        return tuple(torch.tanh(value) for value in pool[-len(s) :])
+
+    return random_operations
 
 
 def compile_library(text: str, flags: list[str]) -> str:

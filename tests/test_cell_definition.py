@@ -72,6 +72,7 @@ REFUSED = {
     "return x.i.double()": "_to_copy changes the type of a tensor",
     "return x.i * x.i.shape[0]": "the function depends on the sizes or the dtype of its tensors",
     "return x.i * torch.finfo(x.i.dtype).eps": "the function depends on the sizes or the dtype of its tensors",
+    "return x.i * 1j": "mul.Tensor takes the complex number 1j",
     "return unknown(x.i)": "NameError: name 'unknown' is not defined",
     "with torch.no_grad(): return x.i * 2": "mul.Tensor with gradients switched off .* use detach",
 }
@@ -98,6 +99,8 @@ def test_groups_of_different_gates_do_not_go_together():
         ({"gates": "i _f"}, "gates: '_f' is no name"),
         ({"gates": "i i"}, "gates: 'i' is there twice"),
         ({"gates": ""}, "there must be a gate"),
+        ({"gates": 2}, "gates must be names with spaces between them, got 2"),
+        ({"recurrent": False}, "recurrent must be names with spaces between them, got False"),
         ({"states": ""}, "there must be 1 to 4 states, got 0"),
         ({"states": "h a b c d"}, "there must be 1 to 4 states, got 5"),
         ({"states": {"h": "zero"}}, "'h' begins with 'zero', which is no number and no function of a shape"),
@@ -145,6 +148,7 @@ def test_a_cell_is_its_function_and_pickled_by_reference():
     local = cell(gates="a", states="h")(lambda x, r, s: x.a)
     with pytest.raises(CellError, match="cannot be pickled: define it at the top of a module"):
         pickle.dumps(local)
+    assert copy.deepcopy(local) is local and copy.copy(local) is local
 
 
 def test_the_reference_is_the_function_of_rows():

@@ -1,7 +1,5 @@
 """The generator of cells: every operation, what is saved, what is refused."""
 
-import random
-
 import pytest
 import scalar_cells
 import torch
@@ -11,7 +9,6 @@ from fusedrnn import zoo
 from fusedrnn.backends import extension
 from fusedrnn.compiler import Cell, cell
 from fusedrnn.compiler.graph import Graph
-from fusedrnn.compiler.groups import Gates
 
 N = 64
 needs_compiler = pytest.mark.skipif(not scalar_cells.have_compiler(), reason="no C++ compiler on this machine")
@@ -130,60 +127,9 @@ def test_an_operation_and_its_derivative_are_torch_s(operations, name, kind, rel
     assert_runs_as_the_function(compiled, cells[name], kind, x, nothing, s, ds, relative)
 
 
-SMOOTH = [
-    lambda a, b, c: a + b,
-    lambda a, b, c: a - b,
-    lambda a, b, c: 0.5 - a,
-    lambda a, b, c: a * b,
-    lambda a, b, c: torch.sigmoid(a) * b,
-    lambda a, b, c: torch.sigmoid(a),
-    lambda a, b, c: torch.tanh(a),
-    lambda a, b, c: torch.tanh(a) / (1 + b * b),
-    lambda a, b, c: torch.exp(torch.tanh(a)),
-    lambda a, b, c: F.softplus(a) - F.logsigmoid(b),
-    lambda a, b, c: torch.log1p(a * a) * c,
-    lambda a, b, c: torch.sqrt(a * a + 1),
-    lambda a, b, c: torch.rsqrt(a.abs() + 1) * b,
-    lambda a, b, c: torch.maximum(a, b),
-    lambda a, b, c: torch.where(a < b, c, a * c),
-    lambda a, b, c: torch.where((a > 0) & ~(b > c), a, b.detach()),
-    lambda a, b, c: F.elu(a),
-    lambda a, b, c: F.silu(a),
-    lambda a, b, c: torch.clamp(a, -1, 0.5) * b,
-    lambda a, b, c: a,
-]
-
-
-def random_cell(seed: int) -> Cell:
-    """A cell of a few operations at random on all that it is given, and what it returns last bounded."""
-    rng = random.Random(seed)
-    gates = "a b c d e"[: 2 * rng.randint(1, 5) - 1]
-    states = "h k l m"[: 2 * rng.randint(1, 4) - 1]
-    names = {
-        "recurrent": " ".join(gate for gate in gates.split() if rng.random() < 0.7),
-        "parameters": "u v"[: rng.choice([0, 1, 3])],
-        "gate_parameters": rng.choice(["", "gain"]),
-        "inputs": rng.choice(["", "score"]),
-        "unit_inputs": rng.choice(["", "gap"]),
-    }
-    steps = [(rng.choice(SMOOTH), rng.random(), rng.random(), rng.random()) for _ in range(rng.randint(4, 24))]
-
-    @cell(gates, states, **names)
-    def random_operations(x, r, s, *others):
-        pool = [*(value for group in (x, r, s) for value in group)]
-        for group in others:
-            for value in group:
-                pool.extend(value * x if isinstance(value, Gates) else [value])
-        for operation, *places in steps:
-            pool.append(operation(*(pool[int(place * len(pool))] for place in places)))
-        return tuple(torch.tanh(value) for value in pool[-len(s) :])
-
-    return random_operations
-
-
 @pytest.fixture(scope="module")
 def random_cells():
-    cells = [random_cell(seed) for seed in range(40)]
+    cells = [scalar_cells.random_cell(seed) for seed in range(40)]
     return cells, scalar_cells.Compiled(cells, ("number", "vector"))
 
 

@@ -1,8 +1,12 @@
 """Cells that users write, in layers: the compiled kernels against the cell's own function, step by step."""
 
 import copy
+import io
 import itertools
 import pickle
+import threading
+import time
+import warnings
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ from tolerances import IN_A_16_BIT_TYPE, SAME, assert_same, distance
 from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
-from fusedrnn import zoo
+from fusedrnn import compiler, zoo
 from fusedrnn.backends import compiled
 
 
@@ -143,6 +147,10 @@ def test_a_layer_can_be_copied_pickled_compiled_and_recomputed():
     assert_same(exported.module()(x), wanted, torch.float32)
 
 
+def with_a_parameter(name):
+    return fusedrnn.cell(gates="a", states="h", parameters=name)(lambda x, r, s, p: x.a * getattr(p, name))
+
+
 @pytest.mark.parametrize(
     "call, said",
     [
@@ -161,9 +169,59 @@ def test_a_layer_can_be_copied_pickled_compiled_and_recomputed():
             ),
             r"must be torch.float32 \[3, 2\] on cpu, got torch.float32 \[2, 3\]",
         ),
+        (lambda: fusedrnn.Recurrent(zoo.mgu, 4, 8, zoneout=0.1), "zoneout must be a dictionary .*, got 0.1"),
+        (
+            lambda: fusedrnn.Recurrent(zoo.augru, 4, 8)(torch.zeros(3, 2, 4), inputs=torch.zeros(3, 2)),
+            r"inputs must be a dictionary of tensors by name, got torch.float32 \[3, 2\]",
+        ),
+        (lambda: fusedrnn.RecurrentCell(with_a_parameter("forward"), 4, 8), "cannot be called 'forward'"),
+        (lambda: fusedrnn.RecurrentCell(with_a_parameter("bias"), 4, 8), "cannot be called 'bias'"),
         (lambda: torch.jit.script(fusedrnn.Recurrent(zoo.mgu, 4, 8)), "TorchScript cannot compile cells"),
     ],
 )
 def test_bad_input_is_refused_with_what_was_seen(call, said):
     with pytest.raises((ValueError, TypeError, RuntimeError), match=said):
         call()
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("module, x", [(fusedrnn.Recurrent, (5, 3, 4)), (fusedrnn.RecurrentCell, (3, 4))])
+def test_an_export_to_onnx_is_refused_with_the_reason(module, x, dynamo):
+    layer = module(zoo.peephole_lstm, 4, 8).eval()
+    with pytest.raises((ValueError, RuntimeError), match="ONNX has no operator for the cell peephole_lstm"):
+        torch.onnx.export(layer, (torch.zeros(x),), io.BytesIO(), dynamo=dynamo, verbose=False)
+
+
+@fusedrnn.cell(gates="a", states="h k l", recurrent="")
+def keeping(x, r, s):
+    return s.h, s.k, s.k
+
+
+def test_states_that_a_cell_returns_as_they_were_are_new_memory(reference_only):
+    reference_only()
+    given = [torch.randn(3, 8) for _ in range(3)]
+    before = [s.clone() for s in given]
+    for s in fusedrnn.RecurrentCell(keeping, 4, 8)(torch.zeros(3, 4), tuple(given)):
+        assert s.abs().min() > 0
+        s.zero_()
+    assert all(map(torch.equal, given, before))
+
+
+def test_a_compiler_that_fails_runs_once_for_all_threads(monkeypatch):
+    tried = []
+
+    def fail(*arguments):
+        tried.append(arguments)
+        time.sleep(0.1)
+        raise compiler.CellBuildError("it fails")
+
+    monkeypatch.setattr(compiler, "load", fail)
+    monkeypatch.setattr(compiled, "_answers", {})
+    layer = fusedrnn.Recurrent(keeping, 4, 8)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        threads = [threading.Thread(target=layer, args=(torch.zeros(2, 3, 4),)) for _ in range(3)]
+        for run in (threading.Thread.start, threading.Thread.join):
+            for thread in threads:
+                run(thread)
+    assert len(tried) == len(said) == 1 and "without kernels, correct but slow: it fails" in str(said[0].message)

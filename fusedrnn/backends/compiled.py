@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import threading
 import warnings
 
 import torch
@@ -11,6 +11,8 @@ from .. import compiler
 from . import extension, reference
 
 NAMES: dict[str, compiler.Generated] = {}  # of those cells in the registry, and their kernels' text
+_answers: dict[tuple[str, torch.dtype, str], bool] = {}  # of is_compiled
+_compiling = threading.Lock()
 
 
 def register(cell: compiler.Cell) -> str:
@@ -24,16 +26,20 @@ def register(cell: compiler.Cell) -> str:
 @torch.compiler.assume_constant_result
 def is_compiled(name: str, dtype: torch.dtype, device: str) -> bool:
     """Are there kernels of this cell? They are compiled now, where they can be."""
-    return _compile(name, dtype, device)
+    asked = name, dtype, device
+    if asked not in _answers:
+        with _compiling:  # whoever comes meanwhile waits: a compiler that fails runs once, and one warning says so
+            if asked not in _answers:
+                _answers[asked] = _compile(*asked)
+    return _answers[asked]
 
 
-@functools.cache
 def _compile(name: str, dtype: torch.dtype, device: str) -> bool:
     if extension._C is None or device != "cpu" or dtype not in extension.DTYPES:
         return False
     try:
         compiler.load(NAMES[name].text, NAMES[name].struct, dtype)
     except compiler.CellBuildError as error:
-        warnings.warn(f"fusedrnn runs cell {name} without kernels, correct but slow: {error}", stacklevel=2)
+        warnings.warn(f"fusedrnn runs cell {name} without kernels, correct but slow: {error}", stacklevel=3)
         return False
     return True

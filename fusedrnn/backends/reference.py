@@ -67,8 +67,9 @@ def _one_step(cell, inputs):
     gates_x = inputs.x if w_ih is None else F.linear(inputs.x, w_ih, b_ih)
     r = None if w_hh is None else F.linear(h0, w_hh, b_hh)
     h, *others = _function(cell)(gates_x, r, *inputs.initial, **_given(vectors, inputs.step_inputs))
-    h = h.clone() if w_hr is None else F.linear(h, w_hr)  # the caller may change h in place
-    return [h, *others], [h, *others]
+    h = h if w_hr is None else F.linear(h, w_hr)
+    states = [s.clone() for s in (h, *others)]  # the caller may change them in place: a cell may return what it got
+    return states, states
 
 
 def _weights(inputs: ScanInputs, d: int) -> list[Tensor | None]:

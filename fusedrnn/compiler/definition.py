@@ -50,6 +50,12 @@ class Cell:
             raise CellError(f"cell {self.name} cannot be pickled: define it at the top of a module")
         return self.__qualname__
 
+    def __copy__(self) -> Cell:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Cell:
+        return self
+
     def __repr__(self) -> str:
         return f"<cell {self.name}: gates {' '.join(self.gates)}, states {' '.join(self.states)}>"
 
@@ -159,6 +165,8 @@ def _initial(given: str | Mapping[str, Initial]) -> Mapping[str, Initial]:
 
 
 def _names(what: str, given: Any) -> tuple[str, ...]:
+    if not isinstance(given, (str, list, tuple, Mapping)):
+        raise CellError(f"{what} must be names with spaces between them, got {given!r}")
     names = tuple(given.split()) if isinstance(given, str) else tuple(given)
     for name in names:
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):

@@ -110,6 +110,8 @@ class _Recorder(TorchDispatchMode):
 
     def argument(self, name: str, a: Any) -> Any:
         """The node of a tensor; anything else itself."""
+        if isinstance(a, complex):
+            raise self.refuse(f"{name} takes the complex number {a}: a cell's are real")
         if not isinstance(a, Tensor):
             return a
         if id(a) in self.known:
