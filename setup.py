@@ -27,6 +27,7 @@ import sysconfig
 import tempfile
 
 from setuptools import Distribution, setup
+from setuptools.command.build_py import build_py
 
 visible = sys.path.copy()
 if importlib.util.find_spec("torch") is None:  # isolation hides it; the Python is that of the environment, for pip
@@ -49,6 +50,7 @@ WITHOUT = "FUSEDRNN_NO_KERNELS=1 PIP_NO_CACHE_DIR=1 pip install ."
 CUDA_MACRO = ("FUSEDRNN_WITH_CUDA", "1")
 COMPILES_NOTHING = (None, "egg_info", "sdist")  # commands
 HEADERS = sorted(glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True))
+CELL_HEADERS = sorted(glob.glob("csrc/*.h") + glob.glob("csrc/cpu/*.h"))  # what users' cells are compiled with
 
 
 def say(message):
@@ -169,7 +171,18 @@ def torch_stamp():
     return path
 
 
-class Build(cpp_extension.BuildExtension if torch else object):
+class BuildPython(build_py):
+    """Puts the headers of compiled cells into the package. An editable one finds them beside itself."""
+
+    def run(self):
+        super().run()
+        for header in () if self.editable_mode else CELL_HEADERS:
+            target = os.path.join(self.build_lib, "fusedrnn", header)
+            self.mkpath(os.path.dirname(target))
+            self.copy_file(header, target)
+
+
+class BuildExtensions(cpp_extension.BuildExtension if torch else object):
     def get_ext_filename(self, name):
         if name in (LIBRARY, LIBRARY.rpartition(".")[2]):
             return os.path.join(*name.split(".")) + ".so"
@@ -220,7 +233,7 @@ def main():
     if command in COMPILES_NOTHING:
         setup()
     elif without_kernels():
-        setup(distclass=distribution("+nokernels", f"torch>={OLDEST_TORCH}"))
+        setup(distclass=distribution("+nokernels", f"torch>={OLDEST_TORCH}"), cmdclass={"build_py": BuildPython})
     else:
         check_platform()
         check_torch()
@@ -231,7 +244,7 @@ def main():
         setup(
             distclass=distribution("" if os.path.exists("PKG-INFO") else label, f"torch=={release}"),
             ext_modules=modules,
-            cmdclass={"build_ext": Build},
+            cmdclass={"build_ext": BuildExtensions, "build_py": BuildPython},
         )
 
 

@@ -48,8 +48,10 @@ def serves(module: nn.Module) -> str:
 
 
 def _instruction_set(extension) -> str:
+    arm = platform.machine() in ("aarch64", "arm64")
+    others = "DEFAULT or NEON_BF16" if arm else "DEFAULT, AVX2, AVX512 or AVX512_BF16"
     try:
-        return f"{extension.cpu_capability()} (FUSEDRNN_ISA=DEFAULT, AVX2, AVX512 or AVX512_BF16 forces another)"
+        return f"{extension.cpu_capability()} (FUSEDRNN_ISA={others} forces another)"
     except ValueError as error:  # FUSEDRNN_ISA asks for what is not there
         return f"none: {error}"
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("csrc", "fusedrnn", "tests", "examples", "benchmarks", "docs", ".ci", ".github")
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CONTRIBUTING.md", "Makefile")
-FILES += ("CHANGELOG.md", "CITATION.cff", ".clang-format", ".gitignore", ".pre-commit-config.yaml")
+FILES += ("CHANGELOG.md", "CITATION.cff", ".clang-format", ".gitignore", ".pre-commit-config.yaml", "whitelizer.txt")
 JUNK = (".venv/lib/junk.py", ".git/junk", "build/junk.o", "runs/junk.pt", "fusedrnn/_C.abi.so", ".pytest_cache/junk")
 JUNK += ("tests/__pycache__/junk.pyc", "examples/__pycache__/junk.cpython-311.pyc", "junk.py", "dist/junk.tar.gz")
 
@@ -65,14 +65,17 @@ def test_a_source_distribution_is_the_repository(tree, unpacked):
     assert unpacked[1] - added == tree[1]
 
 
-def test_a_wheel_made_from_it_is_the_package_alone(tree, unpacked):
+def test_a_wheel_made_from_it_is_the_package_and_the_headers_of_cells(tree, unpacked):
     with zipfile.ZipFile(build(unpacked[0], "bdist_wheel")) as archive:
         names = set(archive.namelist())
         (metadata,) = (archive.read(name).decode() for name in names if name.endswith("METADATA"))
     added = {"METADATA", "RECORD", "WHEEL", "top_level.txt", "licenses/LICENSE"}
     info = {name for name in names if ".dist-info/" in name}
     assert {name.split("/", 1)[1] for name in info} == added
-    assert names - info == {name for name in tree[1] if name.startswith("fusedrnn/")}
+    headers = {f"fusedrnn/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("csrc/**/*.h")}
+    cells = {name for name in headers if name.split("/")[2] not in ("cuda", "torch")}
+    assert "fusedrnn/csrc/cpu/forward.h" in cells
+    assert names - info == {name for name in tree[1] if name.startswith("fusedrnn/")} | cells
     assert "fusedrnn/py.typed" in names
     assert "\nLicense-Expression: MIT\n" in metadata
     assert metadata.endswith((ROOT / "README.md").read_text())
