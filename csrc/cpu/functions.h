@@ -5,8 +5,8 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-// log(m), m within [sqrt(1/2), sqrt(2)], is 2 atanh(s), s = (m - 1) / (m + 1): 2 s (1 + z / 3 + z^2 / 5 + ...), z =
-// s^2. What is left out of the series is a tenth of an ulp at most. kLn2High times an exponent is exact.
+// log(m), m within [sqrt(1/2), sqrt(2)], is 2 atanh(s), s = (m - 1) / (m + 1): 2 s (1 + z / 3 + z^2 / 5 + ...), where z
+// is s^2. What is left out of the series is a tenth of an ulp at most. kLn2High times an exponent is exact.
 template <class S>
 struct LogConstants;
 template <>
