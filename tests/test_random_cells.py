@@ -96,14 +96,18 @@ class Case:
         with mock.patch.object(compiled, "is_compiled", compiled.is_compiled if kernels else lambda *_: False):
             outputs = tree_leaves(torch.func.functional_call(self.layer, weights, arguments, options))
         outputs = [t for t in outputs if t is not None]
-        torch.manual_seed(1)
-        pairs = [(t, torch.randn(t.shape).to(dtype)) for t in outputs]
-        pairs = [(t, g) for t, g in pairs if t.requires_grad]
-        leaves = [*leaves.values(), *weights.values()]
-        grads = [None] * len(leaves)
-        if pairs:
-            grads = torch.autograd.grad([t for t, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
-        return [*outputs, *(torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True))]
+        return [*outputs, *gradients(outputs, [*leaves.values(), *weights.values()])]
+
+
+def gradients(outputs, leaves):
+    """Zeros where there is none."""
+    torch.manual_seed(1)
+    pairs = [(t, torch.randn(t.shape).to(t.dtype)) for t in outputs]
+    pairs = [(t, g) for t, g in pairs if t.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(t) for t in leaves]
+    grads = torch.autograd.grad([t for t, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True)]
 
 
 def assert_kernels_are_exact(case):
