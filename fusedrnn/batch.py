@@ -20,6 +20,7 @@ class Batch:
     batch_first = False
     nested = None  # the input, where it is a nested tensor
     lengths = None  # nested: [N]
+    behind = None  # [T, N]: what stands behind the ends of rows, where lengths were given
 
     def __init__(self, x: Tensor, rows: int):
         self.x = x  # [T, N, I], packed [R, I]
@@ -148,8 +149,8 @@ def take_lengths(lengths: Tensor, batch: Batch) -> Tensor:
         lengths = lengths.clamp(0, T)
     elif lengths.numel() and not (0 <= lengths.min() and lengths.max() <= T):
         raise ValueError(f"lengths must be between 0 and {T}, the steps of the input, got {lengths.tolist()}")
-    behind = torch.arange(T, device=x.device).unsqueeze(1) >= lengths
-    batch.x = x.masked_fill(behind.unsqueeze(2), 0)
+    batch.behind = torch.arange(T, device=x.device).unsqueeze(1) >= lengths
+    batch.x = x.masked_fill(batch.behind.unsqueeze(2), 0)
     return lengths
 
 
@@ -218,7 +219,10 @@ def take_step_inputs(cell, given: Mapping[str, Any] | None, batch: Batch, hidden
             t = _pad(t)
         elif not batch.batched:
             t = t.unsqueeze(1)
-        taken.append(t.transpose(0, 1) if batch.batch_first else t)
+        t = t.transpose(0, 1) if batch.batch_first else t
+        if batch.behind is not None:
+            t = t.masked_fill(batch.behind.unsqueeze(2) if size else batch.behind, 0)
+        taken.append(t)
     return taken
 
 

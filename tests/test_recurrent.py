@@ -225,3 +225,18 @@ def test_a_compiler_that_fails_runs_once_for_all_threads(monkeypatch):
             for thread in threads:
                 run(thread)
     assert len(tried) == len(said) == 1 and "without kernels, correct but slow: it fails" in str(said[0].message)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_what_stands_behind_the_end_of_a_row_counts_for_nothing(kernels, reference_only):
+    if not kernels:
+        reference_only()
+    layer, lengths = fusedrnn.Recurrent(everything, 4, 8, dtype=torch.float64), torch.tensor([5, 2, 0])
+    x, given = torch.randn(5, 3, 4, dtype=torch.float64), given_inputs(everything, (5, 3), 8, torch.float64)
+    behind = torch.arange(5).unsqueeze(1) >= lengths
+    spoilt = [t.detach().clone() for t in (x, *given.values())]
+    for t in spoilt:
+        t[behind] = float("nan")
+    spoilt_given = {name: t.requires_grad_() for name, t in zip(given, spoilt[1:], strict=True)}
+    wanted = results_and_gradients(layer, x.requires_grad_(), given, {"lengths": lengths})
+    assert_same(results_and_gradients(layer, spoilt[0].requires_grad_(), spoilt_given, {"lengths": lengths}), wanted)
