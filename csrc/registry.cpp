@@ -47,7 +47,8 @@ const CellDrivers& find_cell(std::string_view name) {
   if (const CellDrivers* cell = r.find(name)) return *cell;
   std::string known;
   for (const CellDrivers& cell : r.cells) known += (known.empty() ? "" : ", ") + std::string(cell.traits.name);
-  throw std::invalid_argument("fusedrnn: there is no cell " + std::string(name) + ", only " + known);
+  throw std::invalid_argument("fusedrnn: there is no cell " + std::string(name) + ", only " + known +
+                              "; one of fusedrnn.cell is there once a layer of it was called or asked for its backend");
 }
 
 void register_cell(const CellDrivers& cell) {
