@@ -8,7 +8,6 @@ FUSEDRNN_BEGIN_TARGET("arch=x86-64-v4,avx512bf16")
 #define FUSEDRNN_DOT_PRODUCTS
 
 #include "dot_avx512.h"
-
 #include "drivers.h"
 FUSEDRNN_END_TARGET
 #endif

@@ -8,7 +8,6 @@ FUSEDRNN_BEGIN_TARGET("arch=armv8.2-a+bf16")
 #define FUSEDRNN_DOT_PRODUCTS
 
 #include "dot_neon.h"
-
 #include "drivers.h"
 FUSEDRNN_END_TARGET
 #endif
