@@ -137,7 +137,7 @@ class Recurrent(_Parameters):
     A layer above the first takes the first state of the one below as its input.
 
     Args:
-        cell: see :func:`fusedrnn.cell`. Values that its function takes from outside are those of now.
+        cell: see :func:`fusedrnn.cell`. Values that its function captures are fixed at construction.
         input_size: features I of the input.
         hidden_size: features H of each state.
         num_layers: layers L.

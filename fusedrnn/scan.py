@@ -37,7 +37,7 @@ def has_kernels(x: Tensor) -> bool:
     return x.is_cpu or x.is_meta or (x.is_cuda and bool(extension._C.cuda_version) and _is_new_enough(x.device.index))
 
 
-@torch.compiler.assume_constant_result
+@extension.constant_in_graphs
 @functools.cache
 def _is_new_enough(gpu: int) -> bool:
     return torch.cuda.get_device_capability(gpu) >= OLDEST_GPU

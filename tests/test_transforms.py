@@ -1,6 +1,8 @@
 """The modules under functional calls, vmap, other devices, tracing and compiling."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from twins import TWINS, arguments, every_class, every_sequence, only_on_cpu, pair, results_and_gradients
 
 import fusedrnn
+from fusedrnn.backends import extension
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -252,3 +255,13 @@ def test_exported_with_dynamic_steps_and_batch(plain):
     exported = torch.export.export(ours, (x,), dynamic_shapes={"input": {0: T, 1: N}}).module()
     y, _ = arguments(plain, T=9, N=4)
     assert_same(exported(y), ours(y))
+
+
+def test_marks_of_constants_are_those_of_torch():
+    marks = [vars(mark(lambda: None)) for mark in (extension.constant_in_graphs, torch.compiler.assume_constant_result)]
+    assert marks[0] == marks[1] != {}
+
+
+def test_an_import_does_not_load_the_compiler_of_torch():
+    code = "import sys, torch, fusedrnn; assert 'torch._dynamo' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

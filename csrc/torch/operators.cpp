@@ -85,7 +85,7 @@ void put_results(Stack* stack, std::vector<Tensor> results, const Tensor& x) {
   stack->emplace_back(std::move(results));
 }
 
-void give_back(const c10::OperatorHandle& op, Stack* stack, std::vector<Tensor> results, const Tensor& x) {
+void replace_arguments(const c10::OperatorHandle& op, Stack* stack, std::vector<Tensor> results, const Tensor& x) {
   torch::jit::drop(*stack, op.schema().arguments().size());
   put_results(stack, std::move(results), x);
 }
@@ -95,10 +95,10 @@ void forward(const c10::OperatorHandle& op, Stack* stack) {
   const std::string& cell = arguments.next().toStringRef();
   bool save = arguments.next().toBool(), sequences = arguments.next().toBool();
   ScanInputs inputs = arguments.inputs();
-  give_back(op, stack, flatten(scan_forward(cell, save, sequences, inputs)), inputs.x);
+  replace_arguments(op, stack, flatten(scan_forward(cell, save, sequences, inputs)), inputs.x);
 }
 
-// Of the whole operator, with the forward pass below it: another kernel of it.
+// The Autograd kernel: records the operator as one node, whose forward pass is the kernel of the device.
 void forward_with_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   auto below = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -128,7 +128,7 @@ void backward(const c10::OperatorHandle& op, Stack* stack) {
   ScanOutputGrads grads = grads_of(arguments.present(), inputs.initial.size());
   c10::List<bool> wanted = arguments.next().toBoolList();
   std::vector<bool> which(wanted.begin(), wanted.end());
-  give_back(op, stack, scan_backward(cell, inputs, outputs, grads, which), inputs.x);
+  replace_arguments(op, stack, scan_backward(cell, inputs, outputs, grads, which), inputs.x);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ import torch
 from .. import compiler
 from . import extension, reference
 
-NAMES: dict[str, compiler.Generated] = {}  # of those cells in the registry, and their kernels' text
+NAMES: dict[str, compiler.Generated] = {}  # generated kernels, by the name under which they are registered
 _answers: dict[tuple[str, torch.dtype, str], bool] = {}  # of is_compiled
 _compiling = threading.Lock()
 
@@ -23,12 +23,12 @@ def register(cell: compiler.Cell) -> str:
     return generated.key
 
 
-@torch.compiler.assume_constant_result
+@extension.constant_in_graphs
 def is_compiled(name: str, dtype: torch.dtype, device: str) -> bool:
     """Are there kernels of this cell? They are compiled now, where they can be."""
     asked = name, dtype, device
     if asked not in _answers:
-        with _compiling:  # whoever comes meanwhile waits: a compiler that fails runs once, and one warning says so
+        with _compiling:  # other threads wait, so that a failure is reported once
             if asked not in _answers:
                 _answers[asked] = _compile(*asked)
     return _answers[asked]

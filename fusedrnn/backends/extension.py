@@ -80,6 +80,15 @@ def scan(cell: str, sequences: bool, recompute: bool, inputs: ScanInputs) -> lis
     return _C.scan(cell, sequences, recompute, inputs) if _C is not None else None
 
 
+def constant_in_graphs(function):
+    """Marks a function whose result a compiled graph keeps as a constant.
+
+    As torch.compiler.assume_constant_result, which would import the whole compiler.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
 def is_dispatched(t: Tensor) -> bool:
     """Does the dispatcher make a tensor that the kernels can read of t, or not let it come to them?
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..inputs import WEIGHTS, ScanInputs
-from . import operators, reference
+from . import extension, operators, reference
 
 ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}  # our gates in ONNX's order: i o f g and z r n
 
 
-@torch.compiler.assume_constant_result  # else the compiler takes the answer to be no, also while it exports
+@extension.constant_in_graphs  # else the compiler takes the answer to be no, also while it exports
 def is_exporting() -> bool:
     return torch.onnx.is_in_onnx_export()
 

@@ -51,7 +51,7 @@ _UNIT = """\
 #include "cpu/functions.h"
 #include "functions.h"
 
-namespace fusedrnn::{isa} {{  // its own: what has the name of another library's may be taken for that
+namespace fusedrnn::{isa} {{  // the linker may merge symbols of equal names
 {struct_text}}}  // namespace fusedrnn::{isa}
 
 // Returns 0, or 1 with what went wrong in message.
