@@ -3,6 +3,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "packed_kernels.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 

@@ -3,9 +3,12 @@
 
 #include <ATen/core/DimVector.h>
 
+#include <array>
+#include <cstring>
 #include <optional>
 #include <utility>
 
+#include "../packed.h"
 #include "../scan.h"
 #include "cuda.h"
 #include "memory.h"
@@ -88,7 +91,8 @@ class Layer {
                pointer<bool>(in.reset)};
     for (int d = 0; d < shape.directions; ++d)
       p.weights[d] = {pointer<T>(in.w_ih, d), pointer<T>(in.w_hh, d), pointer<T>(in.b_ih, d),
-                      pointer<T>(in.b_hh, d), pointer<T>(in.w_hr, d), pointer<T>(in.vectors, d)};
+                      pointer<T>(in.b_hh, d), pointer<T>(in.w_hr, d), pointer<T>(in.vectors, d),
+                      pointer<const void>(in.packed, d)};
     for (size_t e = 0; e < in.step_inputs.size(); ++e)
       p.inputs[e] = {pointer<const T>(in.step_inputs, e), is_per_unit(in.step_inputs[e])};
     (in.is_projected() ? p.gates_x : p.x) = pointer<T>(in.x);
@@ -222,6 +226,11 @@ class Layer {
     shape.hidden = projects() && in.w_hr[0].dim() == 2 ? in.w_hr[0].size(1) : shape.projected;
     int64_t gates = traits.gates * shape.hidden, recurrent = traits.recurrent * shape.hidden;
     int64_t all_gates = shape.directions * gates;
+    if (!in.w_hr.empty()) take_all(in.w_hr, {shape.projected, shape.hidden}, "w_hr");
+    check(projects() ? traits.states > 1 : shape.projected == shape.hidden,
+          "only an LSTM with w_hr has a hidden state of another size; got ", shape.projected, " for hidden size ",
+          shape.hidden);
+    if (!in.packed.empty()) return take_packed();
     if (!in.is_projected()) take_all(in.w_ih, {gates, shape.input}, "w_ih");
     if (traits.recurrent) take_all(in.w_hh, {recurrent, shape.projected}, "w_hh");
     check(in.is_projected() ? in.b_ih.empty() : !traits.recurrent || in.b_ih.size() == in.b_hh.size(),
@@ -231,10 +240,44 @@ class Layer {
     if (!in.b_ih.empty()) take_all(in.b_ih, {gates}, "b_ih");
     if (!in.b_hh.empty()) take_all(in.b_hh, {recurrent}, "b_hh");
     if (traits.vectors) take_all(in.vectors, {traits.vectors, shape.hidden}, "vectors");
-    if (!in.w_hr.empty()) take_all(in.w_hr, {shape.projected, shape.hidden}, "w_hr");
-    check(projects() ? traits.states > 1 : shape.projected == shape.hidden,
-          "only an LSTM with w_hr has a hidden state of another size; got ", shape.projected, " for hidden size ",
-          shape.hidden);
+  }
+
+  void take_packed() {
+    bool others = !in.h_mask.defined();
+    for (auto kind : kWeightKinds)
+      others &= kind == &ScanInputs::w_hr || kind == &ScanInputs::packed || (in.*kind).empty();
+    check(others, "packed weights replace all others but w_hr, and take no h_mask");
+    check(in.x.is_cpu() && in.x.scalar_type() == at::kFloat, "packed weights are for float32 on the CPU, got ",
+          in.x.scalar_type(), " on ", in.x.device());
+    check(in.packed.size() == static_cast<size_t>(shape.directions), "there must be one packed block a direction, got ",
+          in.packed.size(), " for D = ", shape.directions);
+    for (Tensor& t : in.packed) {
+      check(t.scalar_type() == at::kByte && t.is_cpu() && t.dim() == 1, "a packed block must be bytes on the CPU, got ",
+            t.scalar_type(), " ", t.sizes(), " on ", t.device());
+      t = dense(t, "a packed block");
+      check_packed(t);
+    }
+  }
+
+  void check_packed(const Tensor& t) const {
+    check(t.numel() >= static_cast<int64_t>(sizeof(PackedHeader)), "a packed block begins with ", sizeof(PackedHeader),
+          " bytes of its sizes, got ", t.numel());
+    PackedHeader h;
+    std::memcpy(&h, t.const_data_ptr(), sizeof h);
+    check(h.magic == PackedHeader::kMagic, "these bytes are no packed weights");
+    check(h.version == kPackedVersion, "these weights were packed by another version of fusedrnn, in format ",
+          h.version, " instead of ", kPackedVersion, ": pack them again");
+    check(h.storage >= 0 && h.storage <= static_cast<int64_t>(Storage::kInt8), "unknown packed numbers: ", h.storage);
+    auto sizes = [](int64_t G, int64_t B, int64_t U, int64_t I, int64_t H, int64_t P) {
+      return std::array<int64_t, 6>{G, B, U, I, H, P};
+    };
+    auto wanted =
+        sizes(traits.gates, traits.recurrent, traits.vectors, shape.input, shape.hidden, shape.projected);
+    auto got = sizes(h.gates, h.recurrent, h.vectors, h.input, h.hidden, h.projected);
+    check(got == wanted, "packed weights must have G, B, U, I, H, P = ", at::IntArrayRef(wanted), ", got ",
+          at::IntArrayRef(got));
+    check(packed_weights(t.const_data_ptr()).bytes == t.numel(), "packed weights of these sizes have ",
+          packed_weights(t.const_data_ptr()).bytes, " bytes, got ", t.numel());
   }
 
   void take_states(std::vector<Tensor>& states, const char* which) const {
@@ -329,6 +372,7 @@ ScanOutputs take_outputs(const Layer& layer, const ScanOutputs& given) {
 
 std::vector<Tensor> scan_backward(const std::string& name, const ScanInputs& inputs, ScanOutputs outputs,
                                   const ScanOutputGrads& given, const std::vector<bool>& wanted) {
+  check(inputs.packed.empty(), "packed weights are for inference: they have no gradients");
   RnnPrecision precision(inputs.x);
   if (!outputs.saved.defined()) recompute(name, inputs, &outputs);
   Layer layer(name, inputs);

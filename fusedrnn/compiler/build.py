@@ -36,6 +36,7 @@ _ISAS = {
     "DEFAULT": ([], 16, ""),
     "AVX2": (["-march=x86-64-v3"], 32, ""),
     "AVX512": (["-march=x86-64-v4"], 64, ""),
+    "AVX512_VNNI": (["-march=x86-64-v4"], 64, ""),
     "AVX512_BF16": (["-march=x86-64-v4", "-mavx512bf16"], 64, "cpu/dot_avx512.h"),
     "NEON_BF16": (["-march=armv8.2-a+bf16"], 16, "cpu/dot_neon.h"),
 }

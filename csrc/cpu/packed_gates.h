@@ -1,0 +1,57 @@
+// Gates (gates.h) of weights that were packed before (packed.h).
+#pragma once
+
+#include "../packed.h"
+#include "steps.h"
+
+namespace fusedrnn::FUSEDRNN_ISA {
+
+template <class Cell>
+class PackedGates {
+ public:
+  struct Product {
+    const PackedMatrix* w;
+    const float* bias;
+    bool pairs = false;  // its operands are floats or this product's own
+  };
+  using Part = PackedPart;
+  struct To {
+    float* c;
+    int64_t stride;
+  };
+
+  PackedGates(const ScanParams<float>& params, bool)
+      : kernels(packed_kernels()), padded_hidden((params.shape.hidden + kPackedLanes - 1) / kPackedLanes * kPackedLanes) {
+    for (int d = 0; d < params.shape.directions; ++d) weights[d] = packed_weights(params.weights[d].packed);
+  }
+
+  void pack(const Partition&) const {}
+  bool packs_input_late(const Partition&) const { return false; }
+
+  Product of_input(int d) const { return {&weights[d].w_ih, weights[d].b_ih}; }
+  Product recurrent(int d) const { return {&weights[d].w_hh, weights[d].b_hh}; }
+  Strided<const float> vectors_of(int d) const { return {weights[d].vectors, padded_hidden}; }
+
+  int64_t operand_room() const {
+    int64_t x = fusedrnn::operand_room(weights[0].w_ih), h = fusedrnn::operand_room(weights[0].w_hh);
+    return x > h ? x : h;
+  }
+  void take_operands(const Product& product, int64_t count, const float* const* rows, float* room,
+                     const float** a) const {
+    kernels.take_operands(*product.w, count, rows, room, a);
+  }
+  void input_part(const Partition& part, const Part& of, int64_t rows, const float* const* a, float*,
+                  const To& to) const {
+    multiply_by(of_input(part.d), of, rows, a, to);
+  }
+  void multiply_by(const Product& product, const Part& of, int64_t rows, const float* const* a, const To& to) const {
+    kernels.multiply(*product.w, of, rows, a, product.bias + of.g * padded_hidden + of.j, to.c, to.stride);
+  }
+
+ private:
+  const PackedKernels& kernels;
+  PackedWeights weights[2];
+  int64_t padded_hidden;
+};
+
+}  // namespace fusedrnn::FUSEDRNN_ISA
