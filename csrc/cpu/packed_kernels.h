@@ -71,7 +71,8 @@ void multiply_bytes(const float* const* a, const Bytes& w, const float* bias, fl
   const int32_t* column = w.at;
   for (int64_t k = 0; k < w.k; ++k, column += w.stride) {
     Ints four[NV];
-    std::memcpy(four, column, sizeof four);
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) std::memcpy(&four[v], column + v * L, sizeof four[v]);
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       int32_t value;
