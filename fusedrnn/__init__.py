@@ -7,6 +7,7 @@ from .batch import episode_starts
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .compiler import CellError, cell
 from .convert import convert, to_torch
+from .inference import optimize_for_inference
 from .modules import FusedGRU, FusedLSTM, FusedRNN
 from .recurrent import Recurrent, RecurrentCell
 
@@ -34,6 +35,7 @@ __all__ = [
     "empty_cache",
     "episode_starts",
     "library_path",
+    "optimize_for_inference",
     "to_torch",
     "zoo",
 ]

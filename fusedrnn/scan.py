@@ -93,8 +93,12 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
     if outputs is not None:
         steps, last = outputs[:states], outputs[states:]
     elif not kernels or _use_reference(inputs.x, inputs.tensors(), compiling):
+        if inputs.packed:
+            raise RuntimeError("packed weights work on plain tensors on the CPU, without transforms of torch.func")
         steps, last = reference.scan(cell, inputs)
     elif onnx.is_exporting():
+        if inputs.packed:
+            raise RuntimeError("packed weights cannot be exported to ONNX: export the model that was packed")
         steps, last = onnx.layer(cell, inputs, sequences)
     else:
         steps, last = _run_operator(cell, inputs, sequences, recompute)
@@ -158,6 +162,7 @@ def _suits_torch(cell: str, sequences: bool, inputs: ScanInputs) -> bool:
         and h0.shape[-2] >= MANY_ROWS
         and h0.shape[-1] <= FEW_UNITS[cell]
         and not inputs.w_hr
+        and not inputs.packed
         and x.is_cpu
         and x.dtype in ((torch.float64,) if cell == "LSTM" else (torch.float32, torch.float64))
         and not sequences
