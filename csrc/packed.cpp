@@ -10,7 +10,9 @@ int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / mult
 
 class Sections {
  public:
-  explicit Sections(const void* block) : at_(static_cast<const std::byte*>(block)) { take<std::byte>(sizeof(PackedHeader)); }
+  explicit Sections(const void* block) : at_(static_cast<const std::byte*>(block)) {
+    take<std::byte>(sizeof(PackedHeader));
+  }
 
   template <class E>
   const E* take(int64_t count) {
@@ -35,13 +37,15 @@ PackedWeights packed_weights(const void* block) {
   Sections sections(block);
   auto matrix = [&](int64_t gates, int64_t k) {
     int64_t count = gates * H * round_up(k, depth) * kStorageBytes[head.storage];
-    return PackedMatrix{storage, static_cast<int>(gates), head.hidden, k, sections.take<std::byte>(count), nullptr, nullptr};
+    return PackedMatrix{storage, static_cast<int>(gates), head.hidden, k, sections.take<std::byte>(count), nullptr,
+                        nullptr};
   };
   auto add_scales = [&](PackedMatrix& w) {
     w.scales = sections.take<float>(w.gates * H);
     w.sums = sections.take<int32_t>(w.gates * H);
   };
-  PackedWeights all{matrix(head.gates, head.input), matrix(head.recurrent, head.projected), nullptr, nullptr, nullptr, 0};
+  PackedWeights all{
+      matrix(head.gates, head.input), matrix(head.recurrent, head.projected), nullptr, nullptr, nullptr, 0};
   if (storage == Storage::kInt8) add_scales(all.w_ih), add_scales(all.w_hh);
   all.b_ih = sections.take<float>(head.gates * H);
   all.b_hh = sections.take<float>(head.recurrent * H);

@@ -25,8 +25,8 @@ struct PackedHeader {
 };
 
 // W [gates, units, k], 64 units at a time: [units / 64][gates][k / depth][width][depth]. The width is 64 or, of the
-// last units, what is left, padded to a multiple of 16. `depth` numbers that follow each other along k lie together: 2 of
-// bfloat16, 4 of int8, else 1. Missing units and numbers are zero.
+// last units, what is left, padded to a multiple of 16. `depth` numbers that follow each other along k lie together: 2
+// of bfloat16, 4 of int8, else 1. Missing units and numbers are zero.
 struct PackedMatrix {
   Storage storage;
   int gates;

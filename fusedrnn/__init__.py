@@ -7,7 +7,7 @@ from .batch import episode_starts
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .compiler import CellError, cell
 from .convert import convert, to_torch
-from .inference import optimize_for_inference
+from .inference import Stream, optimize_for_inference
 from .modules import FusedGRU, FusedLSTM, FusedRNN
 from .recurrent import Recurrent, RecurrentCell
 
@@ -30,6 +30,7 @@ __all__ = [
     "FusedRNNCell",
     "Recurrent",
     "RecurrentCell",
+    "Stream",
     "cell",
     "convert",
     "empty_cache",

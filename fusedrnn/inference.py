@@ -74,9 +74,7 @@ class _Packed:
     def _check(self, input: Tensor, w: Tensor) -> None:
         super()._check(input, input)
         if input.dtype is not torch.float32 or not input.is_cpu:
-            raise ValueError(
-                f"a packed layer takes float32, bfloat16 or float16 on the CPU, got {describe(input)}"
-            )
+            raise ValueError(f"a packed layer takes float32, bfloat16 or float16 on the CPU, got {describe(input)}")
 
     def _initial(self, hx, x: Tensor, sizes: tuple[int, ...], w: Tensor) -> list[Tensor]:
         if not self.proj_size:
@@ -92,6 +90,7 @@ class _Packed:
         return list(hx)
 
     def forward(self, input: Tensor | PackedSequence, *arguments: Any, **options: Any):
+        """As the layer or cell that was packed."""
         dtype = input.data.dtype if isinstance(input, PackedSequence) else getattr(input, "dtype", None)
         if torch._C._is_any_autocast_enabled():
             with torch.autocast("cpu", enabled=False):
@@ -140,8 +139,20 @@ class PackedRecurrent(_Packed, Recurrent):
         if zoneout is None:
             zoneout = {name: getattr(layer, f"zoneout_{name}", 0) for name in self.cell.states}
         self.zoneout = {name: rate for name, rate in zoneout.items() if rate}
+        self._begins_with_zeros = not any(self.cell.initial)
         self.dropout = self.recurrent_dropout = self.weight_drop = 0.0
         self.recompute = False
+
+    def forward(self, input, hx=None, *arguments, **options):
+        plain = not (arguments or options or self.zoneout) and (hx is not None or self._begins_with_zeros)
+        if plain and not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():  # fast path
+            weights = (*self._buffers.values(),)
+            made = extension.run_packed(
+                self._name, self.num_layers, self.proj_size > 0, self.batch_first, weights, input, hx
+            )
+            if made is not None:
+                return made[0], made[1] if len(made) == 2 else tuple(made[1:])
+        return super().forward(input, hx, *arguments, **options)
 
     def train(self, mode: bool = True):
         """Does nothing: a packed layer has no dropout, and its zoneout is the mean."""
@@ -244,3 +255,73 @@ def _checked(tensors: dict[str, Tensor], form: str, suffix: str) -> dict[str, Te
 
 def _to(tree, source: torch.dtype, target: torch.dtype):
     return tree_map(lambda t: t.to(target) if isinstance(t, Tensor) and t.dtype is source else t, tree)
+
+
+class Stream:
+    """Runs recurrent layers one step at a time and keeps their states: for a microphone, a sensor, a robot.
+
+    A call costs little more than its arithmetic: buffers and states are made once, and only the input is checked.
+
+    Args:
+        layer: a recurrent layer of torch.nn or fusedrnn of one direction, packed by :func:`optimize_for_inference` or
+            not: then its weights are packed as float32. Later changes of its weights have no effect.
+        rows: independent sequences N that advance together.
+
+    Example::
+
+        >>> stream = fusedrnn.Stream(torch.nn.GRU(40, 128))
+        >>> for frame in torch.randn(100, 1, 40):
+        ...     output = stream(frame)
+        >>> output.shape
+        torch.Size([1, 128])
+        >>> stream.reset()
+    """
+
+    def __init__(self, layer: nn.Module, rows: int = 1):
+        if not isinstance(layer, PackedRecurrent):
+            layer = optimize_for_inference(layer)
+        if not isinstance(layer, PackedRecurrent) or layer.bidirectional:
+            raise ValueError(f"a stream runs a recurrent layer of one direction, got {layer}")
+        if layer.cell.inputs or layer.cell.unit_inputs:
+            raise ValueError(f"{layer.cell.name} has inputs beside x, which a stream does not take")
+        if not isinstance(rows, int) or rows < 1:
+            raise ValueError(f"rows must be a positive integer, got {rows!r}")
+        self._cell, self._rows = layer.cell, rows
+        self._sizes = [(layer.num_layers, rows, layer.hidden_size)] * len(layer.cell.states)
+        if layer.proj_size:
+            self._sizes[0] = (layer.num_layers, rows, layer.proj_size)
+        zones = [layer.zoneout.get(name, 0.0) for name in layer.cell.states]
+        weights = list(layer._buffers.values())
+        stream = extension._C.Stream(layer._name, layer.num_layers, layer.proj_size > 0, weights, rows, zones)
+        self._stream, self._step = stream, stream.step
+        self.reset()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The output (N, H) of the last layer after one more step, with input ``x`` (N, I), both float32."""
+        return self._step(x)
+
+    @property
+    def state(self) -> Tensor | tuple[Tensor, ...]:
+        """The state (L, N, H), of an LSTM the tuple (h, c): a copy. Assign one to go on from there."""
+        states = self._stream.states()
+        return states[0] if len(states) == 1 else tuple(states)
+
+    @state.setter
+    def state(self, state: Tensor | tuple[Tensor, ...]) -> None:
+        given = (state,) if isinstance(state, Tensor) else tuple(state)
+        if [getattr(s, "shape", None) for s in given] != self._sizes:
+            raise ValueError(f"the state must be {self._sizes}, got {describe(state)}")
+        self._stream.set_states(given)
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Sets the state to that of a beginning sequence, in all rows or where the bool ``rows`` (N) says."""
+        fresh = [torch.as_tensor(v(size) if callable(v) else float(v)).expand(size) for v, size in self._initial()]
+        if rows is not None:
+            if not isinstance(rows, Tensor) or rows.dtype is not torch.bool or list(rows.shape) != [self._rows]:
+                raise ValueError(f"rows must be torch.bool [{self._rows}], got {describe(rows)}")
+            keep = ~rows.view(1, -1, 1)
+            fresh = [torch.where(keep, old, new) for old, new in zip(self._stream.states(), fresh, strict=True)]
+        self._stream.set_states(fresh)
+
+    def _initial(self):
+        return zip(self._cell.initial, self._sizes, strict=True)

@@ -173,8 +173,8 @@ FUSEDRNN_FN Halves narrow(Floats x, bfloat16) {
 }
 #endif
 
-// Sums of the products of the four bytes of each number: sum + a . b. With kByteOffset a's are unsigned and b's are not,
-// else none is -128.
+// Sums of the products of the four bytes of each number: sum + a . b. With kByteOffset a's are unsigned and b's are
+// not, else none is -128.
 using Ints = Register<float>::Bits;
 #ifdef FUSEDRNN_VNNI
 constexpr int kByteOffset = 128;

@@ -40,10 +40,10 @@
 
 namespace fusedrnn {
 
-#define FUSEDRNN_DECLARE(isa)    \
-  namespace isa {                \
-  template <class Cell, class T> \
-  CpuDriver<T> driver();         \
+#define FUSEDRNN_DECLARE(isa)            \
+  namespace isa {                        \
+  template <class Cell, class T>         \
+  CpuDriver<T> driver();                 \
   const PackedKernels& packed_kernels(); \
   }
 FUSEDRNN_DECLARE(avx512_bf16)

@@ -21,7 +21,8 @@ class PackedGates {
   };
 
   PackedGates(const ScanParams<float>& params, bool)
-      : kernels(fusedrnn::packed_kernels()), padded_hidden((params.shape.hidden + kPackedLanes - 1) / kPackedLanes * kPackedLanes) {
+      : kernels(fusedrnn::packed_kernels()),
+        padded_hidden((params.shape.hidden + kPackedLanes - 1) / kPackedLanes * kPackedLanes) {
     for (int d = 0; d < params.shape.directions; ++d) weights[d] = packed_weights(params.weights[d].packed);
   }
 

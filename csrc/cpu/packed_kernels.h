@@ -39,7 +39,8 @@ FUSEDRNN_FN void quantise(const float* row, int64_t k, float* to) {
   }
 }
 
-inline void take_operands(const PackedMatrix& w, int64_t count, const float* const* rows, float* room, const float** a) {
+inline void take_operands(const PackedMatrix& w, int64_t count, const float* const* rows, float* room,
+                          const float** a) {
   bool odd = w.k % kStorageDepth[static_cast<int>(w.storage)];
   for (int64_t m = 0; m < count; ++m) {
     float* to = room + m * operand_room(w);
@@ -112,8 +113,8 @@ inline const MultiplyBytes* byte_tiles_for(int64_t vectors) {
 // ---- products
 
 // Units of one block.
-inline void multiply_block(const PackedMatrix& w, PackedPart of, int64_t rows, const float* const* a,
-                           const float* bias, float* c, int64_t stride) {
+inline void multiply_block(const PackedMatrix& w, PackedPart of, int64_t rows, const float* const* a, const float* bias,
+                           float* c, int64_t stride) {
   int64_t all = (w.units + kPackedLanes - 1) / kPackedLanes * kPackedLanes, first = of.j / kPackedUnits * kPackedUnits;
   int64_t width = least(all - first, kPackedUnits), depth = kStorageDepth[static_cast<int>(w.storage)];
   int64_t k = (w.k + depth - 1) / depth, vectors = padded<float>(of.columns) / Vec<float>::kLanes;
@@ -132,7 +133,8 @@ inline void multiply_block(const PackedMatrix& w, PackedPart of, int64_t rows, c
       Bytes bytes{reinterpret_cast<const int32_t*>(values), width, k, w.scales + of.g * all + of.j,
                   w.sums + of.g * all + of.j};
       const MultiplyBytes* tiles = byte_tiles_for(vectors);
-      for_blocks(rows, kTileRows, [&](int64_t m, int64_t size) { tiles[size - 1](a + m, bytes, bias, c + m * stride, stride); });
+      for_blocks(rows, kTileRows,
+                 [&](int64_t m, int64_t size) { tiles[size - 1](a + m, bytes, bias, c + m * stride, stride); });
     }
   }
 }

@@ -18,8 +18,7 @@ namespace fusedrnn {
 namespace {
 
 enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kNeonBf16 };
-constexpr Isa kAll[] = {Isa::kBaseline,   Isa::kAvx2,       Isa::kAvx512,
-                        Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kNeonBf16};
+constexpr Isa kAll[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kNeonBf16};
 constexpr const char* kNames[] = {"DEFAULT", "AVX2", "AVX512", "AVX512_VNNI", "AVX512_BF16", "NEON_BF16"};
 
 [[maybe_unused]] bool has_neon_bf16() {

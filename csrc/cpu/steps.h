@@ -191,8 +191,7 @@ FUSEDRNN_FN void store_planes(const V* from, E* to, int64_t stride, int64_t lane
 // What a cell is given beside gates and states, for units j on of a packed row: unit vectors [U, H] and per-step
 // inputs.
 template <class Cell, class T, class S, class V>
-FUSEDRNN_FN void load_operands(const ScanParams<T>& p, int64_t row, int64_t j, Strided<const S> vectors,
-                                V* to) {
+FUSEDRNN_FN void load_operands(const ScanParams<T>& p, int64_t row, int64_t j, Strided<const S> vectors, V* to) {
   constexpr int U = Cell::kVectors;
   for (int u = 0; u < U; ++u) to[u] = V::load(vectors.at + u * vectors.stride + j);
   for (int e = 0; e < Cell::kInputs; ++e) {

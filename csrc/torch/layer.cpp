@@ -90,8 +90,8 @@ class Layer {
     p.batch = {in.x.is_cuda() ? pointer<int64_t>(device_offsets) : offsets.data(), pointer<int64_t>(in.lengths),
                pointer<bool>(in.reset)};
     for (int d = 0; d < shape.directions; ++d)
-      p.weights[d] = {pointer<T>(in.w_ih, d), pointer<T>(in.w_hh, d), pointer<T>(in.b_ih, d),
-                      pointer<T>(in.b_hh, d), pointer<T>(in.w_hr, d), pointer<T>(in.vectors, d),
+      p.weights[d] = {pointer<T>(in.w_ih, d),           pointer<T>(in.w_hh, d), pointer<T>(in.b_ih, d),
+                      pointer<T>(in.b_hh, d),           pointer<T>(in.w_hr, d), pointer<T>(in.vectors, d),
                       pointer<const void>(in.packed, d)};
     for (size_t e = 0; e < in.step_inputs.size(); ++e)
       p.inputs[e] = {pointer<const T>(in.step_inputs, e), is_per_unit(in.step_inputs[e])};
@@ -271,8 +271,7 @@ class Layer {
     auto sizes = [](int64_t G, int64_t B, int64_t U, int64_t I, int64_t H, int64_t P) {
       return std::array<int64_t, 6>{G, B, U, I, H, P};
     };
-    auto wanted =
-        sizes(traits.gates, traits.recurrent, traits.vectors, shape.input, shape.hidden, shape.projected);
+    auto wanted = sizes(traits.gates, traits.recurrent, traits.vectors, shape.input, shape.hidden, shape.projected);
     auto got = sizes(h.gates, h.recurrent, h.vectors, h.input, h.hidden, h.projected);
     check(got == wanted, "packed weights must have G, B, U, I, H, P = ", at::IntArrayRef(wanted), ", got ",
           at::IntArrayRef(got));

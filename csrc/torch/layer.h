@@ -46,13 +46,14 @@ struct ScanInputs {
   bool is_projected() const { return w_ih.empty() && packed.empty(); }
 };
 
-constexpr std::vector<at::Tensor> ScanInputs::* kWeightKinds[] = {&ScanInputs::w_ih, &ScanInputs::w_hh,
-                                                                  &ScanInputs::b_ih, &ScanInputs::b_hh,
-                                                                  &ScanInputs::w_hr, &ScanInputs::vectors, &ScanInputs::packed};
+constexpr std::vector<at::Tensor> ScanInputs::* kWeightKinds[] = {
+    &ScanInputs::w_ih, &ScanInputs::w_hh,    &ScanInputs::b_ih,  &ScanInputs::b_hh,
+    &ScanInputs::w_hr, &ScanInputs::vectors, &ScanInputs::packed};
 
 constexpr char kInputsSchema[] =
     "Tensor x, Tensor[] initial, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, "
-    "Tensor[] vectors, Tensor[] packed, Tensor[] reset_states, Tensor[] step_inputs, Tensor? batch_sizes, Tensor? lengths, Tensor? "
+    "Tensor[] vectors, Tensor[] packed, Tensor[] reset_states, Tensor[] step_inputs, Tensor? batch_sizes, Tensor? "
+    "lengths, Tensor? "
     "reset, Tensor? h_mask, Tensor[] zones";
 
 struct ScanOutputs {
