@@ -61,7 +61,9 @@ struct PackedKernels {
                    float* c, int64_t stride);
 };
 
-const PackedKernels& packed_kernels();
+// For products that so many rows meet at a time. Where the processor has products of bfloat16, three rows and more are
+// rounded for them; fewer wait for the bytes of the weights in any case, and remain floats.
+const PackedKernels& packed_kernels(int64_t rows);
 inline int64_t operand_room(const PackedMatrix& w) { return w.k + 2 * kPackedLanes; }
 
 }  // namespace fusedrnn

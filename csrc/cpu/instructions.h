@@ -173,6 +173,21 @@ FUSEDRNN_FN Halves narrow(Floats x, bfloat16) {
 }
 #endif
 
+// The last byte of each number. GCC takes them one by one for __builtin_convertvector.
+FUSEDRNN_FN Register<float>::Bytes last_bytes(Register<float>::Bits x) {
+#if FUSEDRNN_VECTOR_BYTES == 64
+  return (Register<float>::Bytes)_mm512_cvtepi32_epi8((__m512i)x);
+#elif FUSEDRNN_VECTOR_BYTES == 32
+  __m256i four = _mm256_shuffle_epi8((__m256i)x, _mm256_set1_epi32(0x0c080400));  // of each half, all over it
+  __m128i all = _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+  Register<float>::Bytes bytes;
+  std::memcpy(&bytes, &all, sizeof bytes);
+  return bytes;
+#else
+  return __builtin_convertvector(x, Register<float>::Bytes);
+#endif
+}
+
 // Sums of the products of the four bytes of each number: sum + a . b. With kByteOffset a's are unsigned and b's are
 // not, else none is -128.
 using Ints = Register<float>::Bits;

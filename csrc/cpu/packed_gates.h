@@ -12,6 +12,7 @@ class PackedGates {
   struct Product {
     const PackedMatrix* w;
     const float* bias;
+    const PackedKernels* kernels;
     bool pairs = false;  // its operands are floats or this product's own
   };
   using Part = PackedPart;
@@ -21,7 +22,8 @@ class PackedGates {
   };
 
   PackedGates(const ScanParams<float>& params, bool)
-      : kernels(fusedrnn::packed_kernels()),
+      : of_all_steps(fusedrnn::packed_kernels(params.shape.packed_rows)),
+        of_one_step(fusedrnn::packed_kernels(params.shape.rows)),
         padded_hidden((params.shape.hidden + kPackedLanes - 1) / kPackedLanes * kPackedLanes) {
     for (int d = 0; d < params.shape.directions; ++d) weights[d] = packed_weights(params.weights[d].packed);
   }
@@ -29,8 +31,8 @@ class PackedGates {
   void pack(const Partition&) const {}
   bool packs_input_late(const Partition&) const { return false; }
 
-  Product of_input(int d) const { return {&weights[d].w_ih, weights[d].b_ih}; }
-  Product recurrent(int d) const { return {&weights[d].w_hh, weights[d].b_hh}; }
+  Product of_input(int d) const { return {&weights[d].w_ih, weights[d].b_ih, &of_all_steps}; }
+  Product recurrent(int d) const { return {&weights[d].w_hh, weights[d].b_hh, &of_one_step}; }
   Strided<const float> vectors_of(int d) const { return {weights[d].vectors, padded_hidden}; }
 
   int64_t operand_room() const {
@@ -39,18 +41,18 @@ class PackedGates {
   }
   void take_operands(const Product& product, int64_t count, const float* const* rows, float* room,
                      const float** a) const {
-    kernels.take_operands(*product.w, count, rows, room, a);
+    product.kernels->take_operands(*product.w, count, rows, room, a);
   }
   void input_part(const Partition& part, const Part& of, int64_t rows, const float* const* a, float*,
                   const To& to) const {
     multiply_by(of_input(part.d), of, rows, a, to);
   }
   void multiply_by(const Product& product, const Part& of, int64_t rows, const float* const* a, const To& to) const {
-    kernels.multiply(*product.w, of, rows, a, product.bias + of.g * padded_hidden + of.j, to.c, to.stride);
+    product.kernels->multiply(*product.w, of, rows, a, product.bias + of.g * padded_hidden + of.j, to.c, to.stride);
   }
 
  private:
-  const PackedKernels& kernels;
+  const PackedKernels &of_all_steps, &of_one_step;
   PackedWeights weights[2];
   int64_t padded_hidden;
 };

@@ -12,20 +12,24 @@ namespace fusedrnn::FUSEDRNN_ISA {
 
 // ---- operands
 
+// NaN where the row has infinity or NaN. Magnitudes compare as their bits do.
 FUSEDRNN_FN float largest_magnitude(const float* row, int64_t k) {
   using V = Vec<float>;
-  V largest(0), others(0);  // NaN or infinity times 0 is NaN
+  Ints largest = {};
   for (int64_t j = 0; j < k; j += V::kLanes) {
-    V x = V::load(row + j, k - j);
-    largest = V::max(largest, -V::minus_abs(x));
-    others = others + x * V(0);
+    Ints magnitude = (Ints)V::load(row + j, k - j).v & 0x7fffffff;
+    largest = magnitude > largest ? magnitude : largest;
   }
-  float result = 0, not_finite = 0;
-  for (int i = 0; i < V::kLanes; ++i) result = result < largest.v[i] ? largest.v[i] : result, not_finite += others.v[i];
-  return result + not_finite;
+  int32_t lanes[V::kLanes], bits = 0;
+  std::memcpy(lanes, &largest, sizeof lanes);
+  for (int32_t lane : lanes) bits = lane > bits ? lane : bits;
+  float result;
+  bits |= bits >= 0x7f800000 ? 0x7fc00000 : 0;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
 }
 
-// The scale and then the bytes of a row, with kByteOffset added to each. A row with NaN or infinity gets the scale NaN.
+// The scale and then the bytes of a row, with kByteOffset added to each.
 FUSEDRNN_FN void quantise(const float* row, int64_t k, float* to) {
   using V = Vec<float>;
   constexpr float kRound = 0x1.8p23f;  // numbers added to it are rounded: they are its last bits
@@ -34,19 +38,22 @@ FUSEDRNN_FN void quantise(const float* row, int64_t k, float* to) {
   V factor(largest > 0x1p-120f ? 127 / largest : 0.0f), round(kRound + kByteOffset);
   for (int64_t j = 0; j < k; j += V::kLanes) {
     V q = V::load(row + j, k - j) * factor + round;
-    auto bytes = __builtin_convertvector((Register<float>::Bits)q.v, Register<float>::Bytes);
+    auto bytes = last_bytes((Ints)q.v);
     std::memcpy(to + 1 + j / 4, &bytes, sizeof bytes);
   }
 }
 
 inline void take_operands(const PackedMatrix& w, int64_t count, const float* const* rows, float* room,
                           const float** a) {
-  bool odd = w.k % kStorageDepth[static_cast<int>(w.storage)];
+  bool odd = w.k % kStorageDepth[static_cast<int>(w.storage)], rounds = kDotProducts && w.storage == Storage::kBfloat16;
   for (int64_t m = 0; m < count; ++m) {
     float* to = room + m * operand_room(w);
     a[m] = to;
     if (w.storage == Storage::kInt8)
       quantise(rows[m], w.k, to);
+    else if (rounds)
+      for (int64_t j = 0; j < w.k; j += Vec<float>::kLanes)
+        Vec<float>::load(rows[m] + j, w.k - j).store(reinterpret_cast<bfloat16*>(to) + j);
     else if (odd)
       std::memcpy(to, rows[m], w.k * sizeof(float)), to[w.k] = 0;
     else

@@ -99,8 +99,9 @@ CpuDriver<T> cpu_driver() {
   return baseline::driver<Cell, T>();
 }
 
-const PackedKernels& packed_kernels() {
+const PackedKernels& packed_kernels([[maybe_unused]] int64_t rows) {
 #ifdef FUSEDRNN_X86_ISAS
+  if (isa() == Isa::kAvx512Bf16 && rows > 2) return avx512_bf16::packed_kernels();
   if (isa() >= Isa::kAvx512Vnni) return avx512_vnni::packed_kernels();
   if (isa() == Isa::kAvx512) return avx512::packed_kernels();
   if (isa() == Isa::kAvx2) return avx2::packed_kernels();
