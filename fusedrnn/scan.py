@@ -93,12 +93,10 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
     if outputs is not None:
         steps, last = outputs[:states], outputs[states:]
     elif not kernels or _use_reference(inputs.x, inputs.tensors(), compiling):
-        if inputs.packed:
-            raise RuntimeError("packed weights work on plain tensors on the CPU, without transforms of torch.func")
+        _refuse_packed(inputs, "work on plain tensors on the CPU, without transforms of torch.func")
         steps, last = reference.scan(cell, inputs)
     elif onnx.is_exporting():
-        if inputs.packed:
-            raise RuntimeError("packed weights cannot be exported to ONNX: export the model that was packed")
+        _refuse_packed(inputs, "cannot be exported to ONNX: export the model that was packed")
         steps, last = onnx.layer(cell, inputs, sequences)
     else:
         steps, last = _run_operator(cell, inputs, sequences, recompute)
@@ -106,6 +104,11 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
         steps = [steps[0].to(h_dtype), *steps[1:]]
         last = [None if last[0] is None else last[0].to(h_dtype), *last[1:]]
     return steps, last
+
+
+def _refuse_packed(inputs: ScanInputs, why: str) -> None:
+    if inputs.packed:
+        raise RuntimeError(f"packed weights {why}")
 
 
 def _may_have_kernels(cell: str, x: Tensor) -> bool:

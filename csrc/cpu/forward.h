@@ -3,7 +3,6 @@
 #pragma once
 
 #include "gates.h"
-#include "packed_gates.h"
 #include "vec2.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
@@ -311,8 +310,6 @@ class Forward {
 
 template <class Cell, class T>
 void scan_forward(const ScanParams<T>& params) {
-  if constexpr (std::is_same_v<T, float>)
-    if (params.weights[0].packed) return Forward<Cell, T, PackedGates<Cell>>(params).run();
   Forward<Cell, T>(params).run();
 }
 

@@ -1,8 +1,8 @@
-// Gates (gates.h) of weights that were packed before (packed.h).
+// The forward driver of weights that were packed before (packed.h): PackedGates in place of Gates.
 #pragma once
 
 #include "../packed.h"
-#include "steps.h"
+#include "forward.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
@@ -56,5 +56,10 @@ class PackedGates {
   PackedWeights weights[2];
   int64_t padded_hidden;
 };
+
+template <class Cell>
+void scan_packed(const ScanParams<float>& params) {
+  Forward<Cell, float, PackedGates<Cell>>(params).run();
+}
 
 }  // namespace fusedrnn::FUSEDRNN_ISA

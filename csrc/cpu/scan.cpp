@@ -33,18 +33,29 @@ constexpr const char* kNames[] = {"DEFAULT", "AVX2", "AVX512", "AVX512_VNNI", "A
 #endif
 }
 
+#ifdef FUSEDRNN_X86_ISAS
+bool has_x86(Isa isa) {
+  __builtin_cpu_init();
+  switch (isa) {
+    case Isa::kAvx512Bf16:
+      return has_x86(Isa::kAvx512Vnni) && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAvx512Vnni:
+      return has_x86(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::kAvx512:
+      return has_x86(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512cd");
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    default:
+      return false;
+  }
+}
+#endif
+
 bool has(Isa isa) {
 #ifdef FUSEDRNN_X86_ISAS
-  __builtin_cpu_init();
-  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx512cd");
-  bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  if (isa == Isa::kAvx512Bf16) return vnni && __builtin_cpu_supports("avx512bf16");
-  if (isa == Isa::kAvx512Vnni) return vnni;
-  if (isa == Isa::kAvx512) return avx512;
-  if (isa == Isa::kAvx2) return avx2;
+  if (has_x86(isa)) return true;
 #elif defined(FUSEDRNN_ARM_ISAS)
   if (isa == Isa::kNeonBf16) return has_neon_bf16();
 #endif

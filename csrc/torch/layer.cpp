@@ -3,15 +3,13 @@
 
 #include <ATen/core/DimVector.h>
 
-#include <array>
-#include <cstring>
 #include <optional>
 #include <utility>
 
-#include "../packed.h"
 #include "../scan.h"
 #include "cuda.h"
 #include "memory.h"
+#include "packed_layers.h"
 #include "plain.h"
 #include "recompute.h"
 #include "sums.h"
@@ -243,40 +241,11 @@ class Layer {
   }
 
   void take_packed() {
-    bool others = !in.h_mask.defined();
-    for (auto kind : kWeightKinds)
-      others &= kind == &ScanInputs::w_hr || kind == &ScanInputs::packed || (in.*kind).empty();
-    check(others, "packed weights replace all others but w_hr, and take no h_mask");
-    check(in.x.is_cpu() && in.x.scalar_type() == at::kFloat, "packed weights are for float32 on the CPU, got ",
-          in.x.scalar_type(), " on ", in.x.device());
+    bool alone = in.w_ih.empty() && in.w_hh.empty() && in.b_ih.empty() && in.b_hh.empty() && in.vectors.empty();
+    check(alone && !in.h_mask.defined(), "packed weights replace all others but w_hr, and take no h_mask");
     check(in.packed.size() == static_cast<size_t>(shape.directions), "there must be one packed block a direction, got ",
           in.packed.size(), " for D = ", shape.directions);
-    for (Tensor& t : in.packed) {
-      check(t.scalar_type() == at::kByte && t.is_cpu() && t.dim() == 1, "a packed block must be bytes on the CPU, got ",
-            t.scalar_type(), " ", t.sizes(), " on ", t.device());
-      t = dense(t, "a packed block");
-      check_packed(t);
-    }
-  }
-
-  void check_packed(const Tensor& t) const {
-    check(t.numel() >= static_cast<int64_t>(sizeof(PackedHeader)), "a packed block begins with ", sizeof(PackedHeader),
-          " bytes of its sizes, got ", t.numel());
-    PackedHeader h;
-    std::memcpy(&h, t.const_data_ptr(), sizeof h);
-    check(h.magic == PackedHeader::kMagic, "these bytes are no packed weights");
-    check(h.version == kPackedVersion, "these weights were packed by another version of fusedrnn, in format ",
-          h.version, " instead of ", kPackedVersion, ": pack them again");
-    check(h.storage >= 0 && h.storage <= static_cast<int64_t>(Storage::kInt8), "unknown packed numbers: ", h.storage);
-    auto sizes = [](int64_t G, int64_t B, int64_t U, int64_t I, int64_t H, int64_t P) {
-      return std::array<int64_t, 6>{G, B, U, I, H, P};
-    };
-    auto wanted = sizes(traits.gates, traits.recurrent, traits.vectors, shape.input, shape.hidden, shape.projected);
-    auto got = sizes(h.gates, h.recurrent, h.vectors, h.input, h.hidden, h.projected);
-    check(got == wanted, "packed weights must have G, B, U, I, H, P = ", at::IntArrayRef(wanted), ", got ",
-          at::IntArrayRef(got));
-    check(packed_weights(t.const_data_ptr()).bytes == t.numel(), "packed weights of these sizes have ",
-          packed_weights(t.const_data_ptr()).bytes, " bytes, got ", t.numel());
+    for (Tensor& t : in.packed) check_packed(t = dense(t, "a packed block"), traits, shape, in.x);
   }
 
   void take_states(std::vector<Tensor>& states, const char* which) const {
@@ -346,7 +315,10 @@ ScanOutputs scan_forward(const std::string& name, bool save, bool sequences, Sca
         p.gates_x = pointer<T>(gates_x);
         return run_forward(layer.cell, p, x);
       }
-    driver<CpuDriver<T>>(layer.cell.cpu, layer.traits).forward(layer.params<T>(out));
+    const CpuDriver<T>& kernels = driver<CpuDriver<T>>(layer.cell.cpu, layer.traits);
+    if (layer.in.packed.empty()) return kernels.forward(layer.params<T>(out));
+    check(kernels.packed, "no kernels of ", layer.traits.name, " for packed weights are loaded");
+    kernels.packed(layer.params<T>(out));
   });
   if (layer.one_step) out.last[0] = Tensor();
   return out;

@@ -19,7 +19,7 @@ namespace {
 
 using at::Tensor;
 
-bool is_matrix(const Tensor& t, at::IntArrayRef size) {
+bool is_float(const Tensor& t, at::IntArrayRef size) {
   return t.scalar_type() == at::kFloat && t.is_cpu() && t.sizes() == size;
 }
 
@@ -27,6 +27,18 @@ Tensor zeros(at::IntArrayRef size, const Tensor& like) {
   Tensor t = empty(size, like.options().requires_grad(false));
   std::memset(t.data_ptr(), 0, t.nbytes());
   return t;
+}
+
+// Makes states that are not given, and says whether those that are have this size, the first of [L*D, N, P].
+bool take_states(std::vector<Tensor>* states, size_t count, std::array<int64_t, 3> size, int64_t hidden,
+                 const Tensor& like) {
+  bool given = !states->empty();
+  if (given && states->size() != count) return false;
+  for (size_t k = 0; k < count; ++k, size[2] = hidden) {
+    if (given && !is_float((*states)[k], size)) return false;
+    if (!given) states->push_back(k && states->front().size(2) == size[2] ? states->front() : zeros(size, like));
+  }
+  return true;
 }
 
 ScanInputs inputs_of(const PackedLayers& all, int64_t layer) {
@@ -49,20 +61,37 @@ std::optional<PackedHeader> header_of(const PackedLayers& all) {
 
 }  // namespace
 
+void check_packed(const Tensor& block, const CellTraits& cell, const Shape& shape, const Tensor& x) {
+  auto check = [](bool good, const auto&... what) { TORCH_CHECK_VALUE(good, "fusedrnn: ", what...); };
+  check(x.is_cpu() && x.scalar_type() == at::kFloat, "packed weights are for float32 on the CPU, got ", x.scalar_type(),
+        " on ", x.device());
+  check(block.scalar_type() == at::kByte && block.is_cpu() && block.dim() == 1,
+        "a packed block must be bytes on the CPU, got ", block.scalar_type(), " ", block.sizes(), " on ",
+        block.device());
+  PackedHeader h;
+  check(block.numel() >= static_cast<int64_t>(sizeof h), "a packed block begins with ", sizeof h,
+        " bytes of its sizes, got ", block.numel());
+  std::memcpy(&h, block.const_data_ptr(), sizeof h);
+  check(h.magic == PackedHeader::kMagic, "these bytes are no packed weights");
+  check(h.version == kPackedVersion, "these weights were packed by another version of fusedrnn, in format ", h.version,
+        " instead of ", kPackedVersion, ": pack them again");
+  check(h.storage >= 0 && h.storage <= static_cast<int64_t>(Storage::kInt8), "unknown packed numbers: ", h.storage);
+  std::array<int64_t, 6> got{h.gates, h.recurrent, h.vectors, h.input, h.hidden, h.projected};
+  std::array<int64_t, 6> wanted{cell.gates, cell.recurrent, cell.vectors, shape.input, shape.hidden, shape.projected};
+  check(got == wanted, "packed weights must have G, B, U, I, H, P = ", at::IntArrayRef(wanted), ", got ",
+        at::IntArrayRef(got));
+  int64_t bytes = packed_weights(block.const_data_ptr()).bytes;
+  check(bytes == block.numel(), "packed weights of these sizes have ", bytes, " bytes, got ", block.numel());
+}
+
 std::optional<std::vector<Tensor>> run_packed(const PackedLayers& all, bool batch_first, const Tensor& input,
                                               std::vector<Tensor> states) {
   std::optional<PackedHeader> header = header_of(all);
-  if (!header || input.dim() != 3 || !is_matrix(input, {input.size(0), input.size(1), header->input})) return {};
+  if (!header || input.dim() != 3 || !is_float(input, {input.size(0), input.size(1), header->input})) return {};
   Tensor x = batch_first ? input.transpose(0, 1) : input;
   int64_t count = static_cast<int64_t>(all.weights.size()) / (all.projects ? 2 : 1), D = count / all.layers;
-  int S = find_cell(all.cell).traits.states;
-  bool given = !states.empty();
-  if (given && states.size() != static_cast<size_t>(S)) return {};
-  for (int k = 0; k < S; ++k) {
-    std::array<int64_t, 3> size{count, x.size(1), k ? header->hidden : header->projected};
-    if (given && !is_matrix(states[k], size)) return {};
-    if (!given) states.push_back(k && states[0].sizes() == size ? states[0] : zeros(size, x));
-  }
+  size_t S = find_cell(all.cell).traits.states;
+  if (!take_states(&states, S, {count, x.size(1), header->projected}, header->hidden, x)) return {};
   std::vector<std::vector<Tensor>> last(S);
   for (int64_t layer = 0; layer < all.layers; ++layer) {
     ScanInputs in = inputs_of(all, layer);
@@ -70,7 +99,7 @@ std::optional<std::vector<Tensor>> run_packed(const PackedLayers& all, bool batc
     for (const Tensor& s : states) in.initial.push_back(all.layers == 1 ? s : s.narrow(0, layer * D, D));
     std::vector<Tensor> made = scan(all.cell, false, false, in);
     x = made[0];
-    for (int k = 0; k < S; ++k) last[k].push_back(made[S + k]);
+    for (size_t k = 0; k < S; ++k) last[k].push_back(made[S + k]);
   }
   std::vector<Tensor> results{batch_first ? x.transpose(0, 1) : x};
   for (const auto& of_state : last) results.push_back(all.layers == 1 ? of_state[0] : at::cat(of_state));
@@ -79,7 +108,7 @@ std::optional<std::vector<Tensor>> run_packed(const PackedLayers& all, bool batc
 
 Stream::Stream(const PackedLayers& all, int64_t rows, const std::vector<double>& zones)
     : weights_(all.weights), offsets_{0, rows}, state_count_(find_cell(all.cell).traits.states) {
-  forward_ = std::get<CpuDriver<float>>(find_cell(all.cell).cpu).forward;
+  forward_ = std::get<CpuDriver<float>>(find_cell(all.cell).cpu).packed;
   std::optional<PackedHeader> first = header_of(all);
   TORCH_CHECK_VALUE(first && zones.size() == state_count_, "fusedrnn: a stream needs packed weights");
   input_ = first->input;
@@ -104,7 +133,7 @@ Stream::Stream(const PackedLayers& all, int64_t rows, const std::vector<double>&
 
 Tensor Stream::step(const Tensor& x) {
   int64_t rows = offsets_[1];
-  TORCH_CHECK_VALUE(is_matrix(x, {rows, input_}), "a stream takes float32 [", rows, ", ", input_, "] on the CPU, got ",
+  TORCH_CHECK_VALUE(is_float(x, {rows, input_}), "a stream takes float32 [", rows, ", ", input_, "] on the CPU, got ",
                     x.scalar_type(), " ", x.sizes(), " on ", x.device());
   TORCH_CHECK(!x.requires_grad() || !c10::GradMode::is_enabled(), "a stream has no gradients: detach its input");
   Tensor dense = x.contiguous();

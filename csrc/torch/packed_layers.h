@@ -12,6 +12,9 @@
 
 namespace fusedrnn {
 
+// Refuses a block that holds no weights of such a layer, and an x that kernels for packed weights do not take.
+void check_packed(const at::Tensor& block, const CellTraits& cell, const Shape& shape, const at::Tensor& x);
+
 // The packed layers of a module, one above the other.
 struct PackedLayers {
   std::string cell;
