@@ -39,8 +39,10 @@ assert "fusedrnn" not in sys.modules
 
 
 @pytest.mark.slow
-def test_a_package_of_aot_inductor_runs_where_only_the_library_is_loaded(tmp_path):
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_a_package_of_aot_inductor_runs_where_only_the_library_is_loaded(weights, tmp_path):
     layer, x = fusedrnn.FusedLSTM(4, 6, 2, bidirectional=True).eval(), torch.randn(5, 2, 4)
+    layer = fusedrnn.optimize_for_inference(layer, weights) if weights else layer
     sizes = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("N", min=2)}
     with torch.no_grad():
         exported = torch.export.export(layer, (x,), dynamic_shapes={"input": sizes})
