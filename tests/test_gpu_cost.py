@@ -5,7 +5,6 @@ import struct
 from pathlib import Path
 
 import pytest
-
 from gpu_cost import cubin, machine, walk
 from gpu_cost.build import Launched
 
