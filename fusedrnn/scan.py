@@ -115,7 +115,7 @@ def _may_have_kernels(cell: str, x: Tensor) -> bool:
     """False where there are certainly none: of a cell that a user wrote, or of an old GPU."""
     if x.is_cuda and not has_kernels(x):
         return False
-    return cell not in compiled.NAMES or compiled.is_compiled(cell, x.dtype, x.device.type)
+    return compiled.may_have_kernels(cell, x.dtype, x.device.type)
 
 
 def _run_operator(cell: str, inputs: ScanInputs, sequences: bool, recompute: bool) -> Outputs:
@@ -124,8 +124,7 @@ def _run_operator(cell: str, inputs: ScanInputs, sequences: bool, recompute: boo
     else:
         training = torch.is_grad_enabled() and any(t.requires_grad for t in inputs.differentiable())
     save, keep_steps = training and not recompute, sequences or training and recompute
-    outputs, states = operators.scan_forward(cell, save, keep_steps, inputs), len(inputs.initial)
-    return outputs[:states], outputs[states : 2 * states]
+    return operators.scan_forward(cell, save, keep_steps, inputs)
 
 
 def _autocast(cell: str, inputs: ScanInputs) -> tuple[ScanInputs, torch.dtype | None]:
