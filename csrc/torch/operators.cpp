@@ -122,11 +122,16 @@ void forward_with_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet ke
   bool save = arguments.next().toBool(), sequences = arguments.next().toBool();
   ScanInputs inputs = arguments.inputs();
   if (!wants_gradients(inputs)) return below();
-  ScanOutputs outputs =
-      scan_differentiably({cell, sequences, inputs, [&] {
-                             below();
-                             return place(torch::jit::pop(*stack).toTensorVector(), inputs, save, sequences);
-                           }});
+  std::vector<Tensor> steps;  // also of states that are kept for the backward pass only
+  auto run = [&] {
+    below();
+    ScanOutputs made = place(torch::jit::pop(*stack).toTensorVector(), inputs, save, sequences);
+    steps = made.steps;
+    return made;
+  };
+  ScanOutputs outputs = scan_differentiably({cell, sequences, inputs, run});
+  for (size_t k = 1; k < steps.size(); ++k)
+    if (!outputs.steps[k].defined() && steps[k].defined()) outputs.steps[k] = steps[k].detach();
   put_results(stack, flatten(outputs));
 }
 
