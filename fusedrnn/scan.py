@@ -106,6 +106,16 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
     return steps, last
 
 
+def scan_layers(cell: str, layers: list[ScanInputs]) -> list[Outputs] | None:
+    """Runs layers of which each but the first takes the output of the one below as its x, side by side on several
+    threads, without gradients. None, and nothing is done, where that is not possible or not faster."""
+    first = layers[0]
+    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or not _may_have_kernels(cell, first.x):
+        return None
+    made, states = extension.scan_layers(cell, layers), len(first.initial)
+    return None if made is None else [(outputs[:states], outputs[states:]) for outputs in made]
+
+
 def _refuse_packed(inputs: ScanInputs, why: str) -> None:
     if inputs.packed:
         raise RuntimeError(f"packed weights {why}")

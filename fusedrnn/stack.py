@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .inputs import WEIGHTS, ScanInputs
 from .noise import Noise, dropout
-from .scan import scan
+from .scan import scan, scan_layers
 
 Kinds = tuple[int, tuple[int | None, ...]]
 
@@ -75,20 +75,36 @@ def run(
         steps, last = scan(cell, ScanInputs(x, initial, *[() if i is None else weights[i::count] for i in places]))
         return steps[0], last, [steps]
     directions, final, sequences = initial[0].size(0) // layers, [], []
-    for layer in range(layers):
-        if layer and options.dropout:
-            x = dropout(x, options.dropout)
+
+    def of_layer(layer: int, x: Tensor | None) -> ScanInputs:
         begin, end = layer * directions * count, (layer + 1) * directions * count
         states, reset_states = (_of_layer(layer, layers, directions, kind) for kind in (initial, options.reset_states))
         parts = [() if i is None else weights[begin + i : end : count] for i in places]
         given = (reset_states, options.step_inputs, options.batch_sizes, options.lengths, options.reset)
-        inputs = ScanInputs(x, states, *parts, *given)
-        if options.noise is not None:
-            inputs = options.noise.apply(inputs)
-        steps, last = scan(cell, inputs, layers - layer <= options.sequences, options.recompute)
+        return ScanInputs(x, states, *parts, *given)
+
+    side_by_side = None
+    if layers > 1 and not torch.compiler.is_compiling() and _are_alike(options):
+        if initial[0].size(1) < torch.get_num_threads():
+            side_by_side = scan_layers(cell, [of_layer(layer, None if layer else x) for layer in range(layers)])
+    for layer in range(layers):
+        if side_by_side is None:
+            if layer and options.dropout:
+                x = dropout(x, options.dropout)
+            inputs = of_layer(layer, x)
+            if options.noise is not None:
+                inputs = options.noise.apply(inputs)
+            steps, last = scan(cell, inputs, layers - layer <= options.sequences, options.recompute)
+        else:
+            steps, last = side_by_side[layer]
         x = steps[0]
         final.append(last)
         sequences.append(steps)
     if layers == 1:
         return x, last, sequences
     return x, [torch.cat(states) for states in zip(*final, strict=True)], sequences
+
+
+def _are_alike(options: Options) -> bool:
+    """Do all layers take the output of the one below as it is, and return the same?"""
+    return not options.dropout and options.noise is None and not options.sequences

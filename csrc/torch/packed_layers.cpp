@@ -92,14 +92,25 @@ std::optional<std::vector<Tensor>> run_packed(const PackedLayers& all, bool batc
   int64_t count = static_cast<int64_t>(all.weights.size()) / (all.projects ? 2 : 1), D = count / all.layers;
   size_t S = find_cell(all.cell).traits.states;
   if (!take_states(&states, S, {count, x.size(1), header->projected}, header->hidden, x)) return {};
+  std::vector<ScanInputs> layers;
+  for (int64_t layer = 0; layer < all.layers; ++layer) {
+    layers.push_back(inputs_of(all, layer));
+    for (const Tensor& s : states) layers.back().initial.push_back(all.layers == 1 ? s : s.narrow(0, layer * D, D));
+  }
+  layers[0].x = x;
+  auto made = all.layers > 1 && !wants_gradients(layers[0]) ? scan_layers(all.cell, layers) : std::nullopt;
   std::vector<std::vector<Tensor>> last(S);
   for (int64_t layer = 0; layer < all.layers; ++layer) {
-    ScanInputs in = inputs_of(all, layer);
-    in.x = x;
-    for (const Tensor& s : states) in.initial.push_back(all.layers == 1 ? s : s.narrow(0, layer * D, D));
-    std::vector<Tensor> made = scan(all.cell, false, false, in);
-    x = made[0];
-    for (size_t k = 0; k < S; ++k) last[k].push_back(made[S + k]);
+    std::vector<Tensor> of_layer;
+    if (made) {
+      of_layer = std::move((*made)[layer].steps);
+      of_layer.insert(of_layer.end(), (*made)[layer].last.begin(), (*made)[layer].last.end());
+    } else {
+      layers[layer].x = x;
+      of_layer = scan(all.cell, false, false, layers[layer]);
+    }
+    x = of_layer[0];
+    for (size_t k = 0; k < S; ++k) last[k].push_back(of_layer[S + k]);
   }
   std::vector<Tensor> results{batch_first ? x.transpose(0, 1) : x};
   for (const auto& of_state : last) results.push_back(all.layers == 1 ? of_state[0] : at::cat(of_state));

@@ -2,8 +2,8 @@
 
 ``libfusedrnn`` defines them, for the CPU and CUDA, with the fields of :class:`fusedrnn.inputs.ScanInputs` as arguments;
 here they get what graphs in Python need. What they return is a list of what is present. In a list of arguments, what is
-absent is empty and has one dimension. Derivatives of higher order are the reference's where autograd can see it; in a compiled graph they are an
-error.
+absent is empty and has one dimension. Derivatives of higher order are the reference's where autograd can see it; in a
+compiled graph they are an error.
 """
 
 from __future__ import annotations
