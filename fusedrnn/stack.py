@@ -83,12 +83,9 @@ def run(
         given = (reset_states, options.step_inputs, options.batch_sizes, options.lengths, options.reset)
         return ScanInputs(x, states, *parts, *given)
 
-    side_by_side = None
-    if layers > 1 and not torch.compiler.is_compiling() and _are_alike(options):
-        if initial[0].size(1) < torch.get_num_threads():
-            side_by_side = scan_layers(cell, [of_layer(layer, None if layer else x) for layer in range(layers)])
+    made = _run_side_by_side(cell, of_layer, x, layers, initial[0], options)
     for layer in range(layers):
-        if side_by_side is None:
+        if made is None:
             if layer and options.dropout:
                 x = dropout(x, options.dropout)
             inputs = of_layer(layer, x)
@@ -96,7 +93,7 @@ def run(
                 inputs = options.noise.apply(inputs)
             steps, last = scan(cell, inputs, layers - layer <= options.sequences, options.recompute)
         else:
-            steps, last = side_by_side[layer]
+            steps, last = made[layer]
         x = steps[0]
         final.append(last)
         sequences.append(steps)
@@ -105,6 +102,10 @@ def run(
     return x, [torch.cat(states) for states in zip(*final, strict=True)], sequences
 
 
-def _are_alike(options: Options) -> bool:
-    """Do all layers take the output of the one below as it is, and return the same?"""
-    return not options.dropout and options.noise is None and not options.sequences
+def _run_side_by_side(cell: str, of_layer, x: Tensor, layers: int, h0: Tensor, options: Options):
+    """What :func:`fusedrnn.scan.scan_layers` makes of layers that all take the output of the one below as it is; None
+    where they must run one after the other."""
+    alike = layers > 1 and not options.dropout and options.noise is None and not options.sequences
+    if not alike or torch.compiler.is_compiling() or h0.size(1) >= torch.get_num_threads():
+        return None
+    return scan_layers(cell, [of_layer(layer, None if layer else x) for layer in range(layers)])

@@ -84,6 +84,28 @@ void check_packed(const Tensor& block, const CellTraits& cell, const Shape& shap
   check(bytes == block.numel(), "packed weights of these sizes have ", bytes, " bytes, got ", block.numel());
 }
 
+namespace {
+
+// steps and last of each of some layers, the first of which has its x.
+std::vector<std::vector<Tensor>> run_layers(const std::string& cell, std::vector<ScanInputs> layers) {
+  std::vector<std::vector<Tensor>> results;
+  if (layers.size() > 1 && !wants_gradients(layers[0]))
+    if (auto made = scan_layers(cell, layers)) {
+      for (ScanOutputs& outputs : *made) {
+        results.push_back(std::move(outputs.steps));
+        results.back().insert(results.back().end(), outputs.last.begin(), outputs.last.end());
+      }
+      return results;
+    }
+  for (ScanInputs& in : layers) {
+    if (!results.empty()) in.x = results.back()[0];
+    results.push_back(scan(cell, false, false, in));
+  }
+  return results;
+}
+
+}  // namespace
+
 std::optional<std::vector<Tensor>> run_packed(const PackedLayers& all, bool batch_first, const Tensor& input,
                                               std::vector<Tensor> states) {
   std::optional<PackedHeader> header = header_of(all);
@@ -98,21 +120,11 @@ std::optional<std::vector<Tensor>> run_packed(const PackedLayers& all, bool batc
     for (const Tensor& s : states) layers.back().initial.push_back(all.layers == 1 ? s : s.narrow(0, layer * D, D));
   }
   layers[0].x = x;
-  auto made = all.layers > 1 && !wants_gradients(layers[0]) ? scan_layers(all.cell, layers) : std::nullopt;
-  std::vector<std::vector<Tensor>> last(S);
-  for (int64_t layer = 0; layer < all.layers; ++layer) {
-    std::vector<Tensor> of_layer;
-    if (made) {
-      of_layer = std::move((*made)[layer].steps);
-      of_layer.insert(of_layer.end(), (*made)[layer].last.begin(), (*made)[layer].last.end());
-    } else {
-      layers[layer].x = x;
-      of_layer = scan(all.cell, false, false, layers[layer]);
-    }
-    x = of_layer[0];
+  std::vector<std::vector<Tensor>> made = run_layers(all.cell, std::move(layers)), last(S);
+  for (const std::vector<Tensor>& of_layer : made)
     for (size_t k = 0; k < S; ++k) last[k].push_back(of_layer[S + k]);
-  }
-  std::vector<Tensor> results{batch_first ? x.transpose(0, 1) : x};
+  const Tensor& y = made.back()[0];
+  std::vector<Tensor> results{batch_first ? y.transpose(0, 1) : y};
   for (const auto& of_state : last) results.push_back(all.layers == 1 ? of_state[0] : at::cat(of_state));
   return results;
 }
