@@ -94,10 +94,16 @@ struct StepInput {
   bool per_unit;  // the latter?
 };
 
+class Progress;  // cpu/parallel.h
+
 template <class T>
 struct ScanParams {
   Shape shape;
   Batch batch;
+  // CPU, one direction: of layers that run at the same time, or null. x of a step is there once `below` has completed
+  // it.
+  const Progress* below;
+  Progress* progress;
   Weights<T> weights[2];  // per direction
   const T* x;             // [R, I]              CPU only, as w_ih and b_ih
   const T* gates_x;  // x W_ih^T + b_ih. CPU: [R, D, G, H] in place of x (then I is 0), or null; CUDA: [D, R, G, H],

@@ -106,6 +106,16 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
     return steps, last
 
 
+def scan_layers(cell: str, layers: list[ScanInputs]) -> list[Outputs] | None:
+    """Runs layers of which each but the first takes the output of the one below as its x, side by side on several
+    threads, without gradients. None, and nothing is done, where that is not possible or not faster."""
+    first = layers[0]
+    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or not _may_have_kernels(cell, first.x):
+        return None
+    made, states = extension.scan_layers(cell, layers), len(first.initial)
+    return None if made is None else [(outputs[:states], outputs[states:]) for outputs in made]
+
+
 def _refuse_packed(inputs: ScanInputs, why: str) -> None:
     if inputs.packed:
         raise RuntimeError(f"packed weights {why}")
@@ -115,7 +125,7 @@ def _may_have_kernels(cell: str, x: Tensor) -> bool:
     """False where there are certainly none: of a cell that a user wrote, or of an old GPU."""
     if x.is_cuda and not has_kernels(x):
         return False
-    return cell not in compiled.NAMES or compiled.is_compiled(cell, x.dtype, x.device.type)
+    return compiled.may_have_kernels(cell, x.dtype, x.device.type)
 
 
 def _run_operator(cell: str, inputs: ScanInputs, sequences: bool, recompute: bool) -> Outputs:
@@ -124,8 +134,7 @@ def _run_operator(cell: str, inputs: ScanInputs, sequences: bool, recompute: boo
     else:
         training = torch.is_grad_enabled() and any(t.requires_grad for t in inputs.differentiable())
     save, keep_steps = training and not recompute, sequences or training and recompute
-    outputs, states = operators.scan_forward(cell, save, keep_steps, inputs), len(inputs.initial)
-    return outputs[:states], outputs[states : 2 * states]
+    return operators.scan_forward(cell, save, keep_steps, inputs)
 
 
 def _autocast(cell: str, inputs: ScanInputs) -> tuple[ScanInputs, torch.dtype | None]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .inputs import WEIGHTS, ScanInputs
 from .noise import Noise, dropout
-from .scan import scan
+from .scan import scan, scan_layers
 
 Kinds = tuple[int, tuple[int | None, ...]]
 
@@ -75,20 +75,37 @@ def run(
         steps, last = scan(cell, ScanInputs(x, initial, *[() if i is None else weights[i::count] for i in places]))
         return steps[0], last, [steps]
     directions, final, sequences = initial[0].size(0) // layers, [], []
-    for layer in range(layers):
-        if layer and options.dropout:
-            x = dropout(x, options.dropout)
+
+    def of_layer(layer: int, x: Tensor | None) -> ScanInputs:
         begin, end = layer * directions * count, (layer + 1) * directions * count
         states, reset_states = (_of_layer(layer, layers, directions, kind) for kind in (initial, options.reset_states))
         parts = [() if i is None else weights[begin + i : end : count] for i in places]
         given = (reset_states, options.step_inputs, options.batch_sizes, options.lengths, options.reset)
-        inputs = ScanInputs(x, states, *parts, *given)
-        if options.noise is not None:
-            inputs = options.noise.apply(inputs)
-        steps, last = scan(cell, inputs, layers - layer <= options.sequences, options.recompute)
+        return ScanInputs(x, states, *parts, *given)
+
+    made = _run_side_by_side(cell, of_layer, x, layers, initial[0], options)
+    for layer in range(layers):
+        if made is None:
+            if layer and options.dropout:
+                x = dropout(x, options.dropout)
+            inputs = of_layer(layer, x)
+            if options.noise is not None:
+                inputs = options.noise.apply(inputs)
+            steps, last = scan(cell, inputs, layers - layer <= options.sequences, options.recompute)
+        else:
+            steps, last = made[layer]
         x = steps[0]
         final.append(last)
         sequences.append(steps)
     if layers == 1:
         return x, last, sequences
     return x, [torch.cat(states) for states in zip(*final, strict=True)], sequences
+
+
+def _run_side_by_side(cell: str, of_layer, x: Tensor, layers: int, h0: Tensor, options: Options):
+    """What :func:`fusedrnn.scan.scan_layers` makes of layers that all take the output of the one below as it is; None
+    where they must run one after the other."""
+    alike = layers > 1 and not options.dropout and options.noise is None and not options.sequences
+    if not alike or torch.compiler.is_compiling() or h0.size(1) >= torch.get_num_threads():
+        return None
+    return scan_layers(cell, [of_layer(layer, None if layer else x) for layer in range(layers)])

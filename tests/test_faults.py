@@ -54,7 +54,29 @@ LAYERS = {
 def fail_everywhere(threads):
     """Lets every allocation of a forward and of a backward pass fail once, and prints how many were survived."""
     torch.set_num_threads(int(threads))
-    print(sum(fail_each_allocation(make()) for make in LAYERS.values()))
+    print(sum(fail_each_allocation(make()) for make in LAYERS.values()) + fail_side_by_side())
+
+
+def fail_side_by_side():
+    """The same for layers that run at the same time."""
+    layers, x, faults = fusedrnn.FusedGRU(8, 64, num_layers=3), torch.randn(400, 1, 8), ctypes.CDLL(None)
+    with torch.no_grad():
+        expected = layers(x)[0]
+        for place in range(1, 1000):
+            fusedrnn.empty_cache()
+            faults.fail_after(place)
+            try:
+                result = layers(x)[0]
+                ended = faults.allocations_left() > 0
+            except (MemoryError, RuntimeError):
+                continue
+            finally:
+                faults.fail_after(0)
+            assert torch.equal(result, expected)
+            if ended:
+                break
+    assert 10 < place < 999
+    return place - 1
 
 
 def fail_each_allocation(module):

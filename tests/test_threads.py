@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fusedrnn
+from fusedrnn import stack
 
 # Two threads split the rows of the first, the units of the second and the directions of the third.
 LAYERS = {
@@ -151,3 +152,51 @@ def test_a_process_that_is_forked_while_others_call_can_call():
             ends.set()
 
     assert run_in_threads([call, call, fork]) == []
+
+
+@pytest.fixture
+def side_by_side(monkeypatch):
+    """How many calls ran their layers at the same time."""
+    taken = []
+
+    def count(*arguments, scan_layers=stack.scan_layers):
+        made = scan_layers(*arguments)
+        taken.append(made is not None)
+        return made
+
+    monkeypatch.setattr(stack, "scan_layers", count)
+    return taken
+
+
+@pytest.mark.parametrize("layers", [2, 3, 5])
+@pytest.mark.parametrize("build", [fusedrnn.FusedLSTM, fusedrnn.FusedGRU, fusedrnn.FusedRNN])
+@pytest.mark.parametrize("form", ["padded", "lengths and resets", "packed", "packed weights", "user's"])
+def test_layers_side_by_side_have_the_bits_of_one_thread(form, build, layers, side_by_side):
+    options = {"proj_size": 20} if build is fusedrnn.FusedLSTM and form == "lengths and resets" else {}
+    layer, x, given = build(12, 48, layers, **options), torch.randn(401, 1, 12), {}
+    if form == "lengths and resets":
+        given = {"lengths": torch.tensor([333]), "reset": torch.rand(401, 1) < 0.01}
+    if form == "packed":
+        x = torch.nn.utils.rnn.pack_sequence([x[:, 0]])
+    if form == "packed weights":
+        layer = fusedrnn.optimize_for_inference(layer)
+    if form == "user's":
+        layer = fusedrnn.Recurrent(fusedrnn.zoo.mgu, 12, 48, layers)
+    results = []
+    with torch.no_grad():
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            y, state = layer(x, **given)
+            results.append([y.data, *(state if isinstance(state, tuple) else (state,))])
+    assert form == "packed weights" or side_by_side == [True, True]
+    assert all(same(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("why", ["gradients", "few steps", "rows for all threads", "two directions", "states wanted"])
+def test_layers_run_one_after_the_other_where_they_must(why, side_by_side):
+    layer = fusedrnn.FusedGRU(12, 48, 2, bidirectional=why == "two directions")
+    x = torch.randn(50 if why == "few steps" else 400, 2 if why == "rows for all threads" else 1, 12)
+    torch.set_num_threads(2)
+    with torch.set_grad_enabled(why == "gradients"):
+        layer(x, return_state_sequence="all" if why == "states wanted" else False)
+    assert True not in side_by_side

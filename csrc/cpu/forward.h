@@ -92,6 +92,7 @@ class Forward {
       int64_t chunk = 0;
       for (next = i; next < s.steps && chunk < chunk_rows; ++next)
         chunk += live_rows(part, walk, walk.step(next), space.rows + chunk);
+      if (p.below) p.below->wait_for(next);
       project_input(part, chunk, space);
       Row* first = space.rows;
       for (; i < next; ++i) {
@@ -100,6 +101,7 @@ class Forward {
         take_step(part, walk, t, first, live, space);
         first += live;
       }
+      if (p.progress) p.progress->complete(next);
     }
     finish(part, walk);
   }

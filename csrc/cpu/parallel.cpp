@@ -138,4 +138,18 @@ bool Barrier::takes_too_long(uint32_t phase, int64_t members) {
   return lost_ > (static_cast<uint32_t>(microseconds()) - start_) / members * (members - 1);
 }
 
+void Progress::complete(int64_t steps) {
+  steps_.store(steps, std::memory_order_release);
+  steps_.notify_all();
+}
+
+void Progress::wait_for(int64_t steps) const {
+  int64_t end = microseconds() + kSpin;
+  for (int64_t now; (now = steps_.load(std::memory_order_acquire)) < steps;)
+    if (microseconds() < end)
+      pause();
+    else
+      steps_.wait(now, std::memory_order_acquire);
+}
+
 }  // namespace fusedrnn

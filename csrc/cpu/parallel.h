@@ -56,6 +56,19 @@ class Barrier {
   alignas(64) std::atomic<uint32_t> phase_{1};
 };
 
+// How far a layer has come, for the layer above that runs at the same time. Those above must be able to end: whoever
+// cannot go on says that it is done.
+class Progress {
+ public:
+  static constexpr int64_t kDone = INT64_MAX;
+
+  void complete(int64_t steps);
+  void wait_for(int64_t steps) const;
+
+ private:
+  alignas(64) std::atomic<int64_t> steps_{0};
+};
+
 // Does synchronising in every step pay now? Not for a while after a team was ended for its waiting.
 bool syncing_pays();
 

@@ -76,6 +76,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cached_cast",
         [](const Tensor& t, at::ScalarType dtype) { return at::autocast::cached_cast(dtype, t, t.device().type()); });
   m.def("scan", pybind11::overload_cast<const std::string&, bool, bool, pybind11::handle>(&scan));
+  m.def("scan_layers", pybind11::overload_cast<const std::string&, pybind11::handle>(&scan_layers));
   m.def("run_packed", pybind11::overload_cast<const std::string&, int64_t, bool, bool, pybind11::handle,
                                               pybind11::handle, pybind11::handle>(&run_packed));
   pybind11::class_<Stream>(m, "Stream")

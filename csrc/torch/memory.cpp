@@ -19,7 +19,7 @@
 namespace fusedrnn {
 namespace {
 
-constexpr size_t kLarge = size_t{1} << 20;       // bytes; malloc keeps smaller ones itself
+constexpr size_t kLarge = size_t{1} << 17;       // bytes: from here on malloc may ask the system for each block
 constexpr size_t kMostKept = size_t{256} << 20;  // bytes kept for later tensors at most, by all threads together
 
 struct Block {

@@ -1,9 +1,10 @@
 // Both passes as operators of the dispatcher, one opaque node a layer in a graph. This library needs no Python, so that
-// graphs run without it, too. Operators have no optional results: what is absent is empty and has one dimension.
+// graphs run without it, too. What they return is a list of what is present. In a list of arguments, what is absent is
+// empty and has one dimension.
 #include "operators.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "node.h"
@@ -79,15 +80,27 @@ class Arguments {
   size_t at_ = 0;
 };
 
-void put_results(Stack* stack, std::vector<Tensor> results, const Tensor& x) {
-  for (Tensor& t : results)
-    if (!t.defined()) t = at::empty({0}, x.options());
+void put_results(Stack* stack, std::vector<Tensor> results) {
+  std::erase_if(results, [](const Tensor& t) { return !t.defined(); });
   stack->emplace_back(std::move(results));
 }
 
-void replace_arguments(const c10::OperatorHandle& op, Stack* stack, std::vector<Tensor> results, const Tensor& x) {
+void replace_arguments(const c10::OperatorHandle& op, Stack* stack, std::vector<Tensor> results) {
   torch::jit::drop(*stack, op.schema().arguments().size());
-  put_results(stack, std::move(results), x);
+  put_results(stack, std::move(results));
+}
+
+// The outputs of a forward pass, from a list of those that are present.
+ScanOutputs place(std::vector<Tensor> present, const ScanInputs& inputs, bool save, bool sequences) {
+  size_t states = inputs.initial.size(), next = 0;
+  bool one_step = inputs.is_one_step();
+  auto take = [&](bool is_present) { return is_present ? present.at(next++) : Tensor(); };
+  ScanOutputs outputs;
+  for (size_t k = 0; k < states; ++k) outputs.steps.push_back(take(k == 0 || sequences || (save && !one_step)));
+  for (size_t k = 0; k < states; ++k) outputs.last.push_back(take(k > 0 || !one_step));
+  outputs.saved = take(save);
+  outputs.hidden = take(save && !inputs.w_hr.empty());
+  return outputs;
 }
 
 void forward(const c10::OperatorHandle& op, Stack* stack) {
@@ -95,7 +108,7 @@ void forward(const c10::OperatorHandle& op, Stack* stack) {
   const std::string& cell = arguments.next().toStringRef();
   bool save = arguments.next().toBool(), sequences = arguments.next().toBool();
   ScanInputs inputs = arguments.inputs();
-  replace_arguments(op, stack, flatten(scan_forward(cell, save, sequences, inputs)), inputs.x);
+  replace_arguments(op, stack, flatten(scan_forward(cell, save, sequences, inputs)));
 }
 
 // The Autograd kernel: records the operator as one node, whose forward pass is the kernel of the device.
@@ -106,18 +119,20 @@ void forward_with_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet ke
   };
   Arguments arguments(stack, op);
   const std::string cell = arguments.next().toStringRef();
-  arguments.next();
-  bool sequences = arguments.next().toBool();
+  bool save = arguments.next().toBool(), sequences = arguments.next().toBool();
   ScanInputs inputs = arguments.inputs();
   if (!wants_gradients(inputs)) return below();
-  Tensor x = inputs.x;
-  ScanOutputs outputs =
-      scan_differentiably({cell, sequences, inputs, [&] {
-                             below();
-                             auto flat = torch::jit::pop(*stack).toTensorVector();
-                             return outputs_of(without_absent(std::move(flat)), inputs.initial.size());
-                           }});
-  put_results(stack, flatten(outputs), x);
+  std::vector<Tensor> steps;  // also of states that are kept for the backward pass only
+  auto run = [&] {
+    below();
+    ScanOutputs made = place(torch::jit::pop(*stack).toTensorVector(), inputs, save, sequences);
+    steps = made.steps;
+    return made;
+  };
+  ScanOutputs outputs = scan_differentiably({cell, sequences, inputs, run});
+  for (size_t k = 1; k < steps.size(); ++k)
+    if (!outputs.steps[k].defined() && steps[k].defined()) outputs.steps[k] = steps[k].detach();
+  put_results(stack, flatten(outputs));
 }
 
 void backward(const c10::OperatorHandle& op, Stack* stack) {
@@ -128,7 +143,7 @@ void backward(const c10::OperatorHandle& op, Stack* stack) {
   ScanOutputGrads grads = grads_of(arguments.present(), inputs.initial.size());
   c10::List<bool> wanted = arguments.next().toBoolList();
   std::vector<bool> which(wanted.begin(), wanted.end());
-  replace_arguments(op, stack, scan_backward(cell, inputs, outputs, grads, which), inputs.x);
+  replace_arguments(op, stack, scan_backward(cell, inputs, outputs, grads, which));
 }
 
 }  // namespace

@@ -84,6 +84,28 @@ void check_packed(const Tensor& block, const CellTraits& cell, const Shape& shap
   check(bytes == block.numel(), "packed weights of these sizes have ", bytes, " bytes, got ", block.numel());
 }
 
+namespace {
+
+// steps and last of each of some layers, the first of which has its x.
+std::vector<std::vector<Tensor>> run_layers(const std::string& cell, std::vector<ScanInputs> layers) {
+  std::vector<std::vector<Tensor>> results;
+  if (layers.size() > 1 && !wants_gradients(layers[0]))
+    if (auto made = scan_layers(cell, layers)) {
+      for (ScanOutputs& outputs : *made) {
+        results.push_back(std::move(outputs.steps));
+        results.back().insert(results.back().end(), outputs.last.begin(), outputs.last.end());
+      }
+      return results;
+    }
+  for (ScanInputs& in : layers) {
+    if (!results.empty()) in.x = results.back()[0];
+    results.push_back(scan(cell, false, false, in));
+  }
+  return results;
+}
+
+}  // namespace
+
 std::optional<std::vector<Tensor>> run_packed(const PackedLayers& all, bool batch_first, const Tensor& input,
                                               std::vector<Tensor> states) {
   std::optional<PackedHeader> header = header_of(all);
@@ -92,16 +114,17 @@ std::optional<std::vector<Tensor>> run_packed(const PackedLayers& all, bool batc
   int64_t count = static_cast<int64_t>(all.weights.size()) / (all.projects ? 2 : 1), D = count / all.layers;
   size_t S = find_cell(all.cell).traits.states;
   if (!take_states(&states, S, {count, x.size(1), header->projected}, header->hidden, x)) return {};
-  std::vector<std::vector<Tensor>> last(S);
+  std::vector<ScanInputs> layers;
   for (int64_t layer = 0; layer < all.layers; ++layer) {
-    ScanInputs in = inputs_of(all, layer);
-    in.x = x;
-    for (const Tensor& s : states) in.initial.push_back(all.layers == 1 ? s : s.narrow(0, layer * D, D));
-    std::vector<Tensor> made = scan(all.cell, false, false, in);
-    x = made[0];
-    for (size_t k = 0; k < S; ++k) last[k].push_back(made[S + k]);
+    layers.push_back(inputs_of(all, layer));
+    for (const Tensor& s : states) layers.back().initial.push_back(all.layers == 1 ? s : s.narrow(0, layer * D, D));
   }
-  std::vector<Tensor> results{batch_first ? x.transpose(0, 1) : x};
+  layers[0].x = x;
+  std::vector<std::vector<Tensor>> made = run_layers(all.cell, std::move(layers)), last(S);
+  for (const std::vector<Tensor>& of_layer : made)
+    for (size_t k = 0; k < S; ++k) last[k].push_back(of_layer[S + k]);
+  const Tensor& y = made.back()[0];
+  std::vector<Tensor> results{batch_first ? y.transpose(0, 1) : y};
   for (const auto& of_state : last) results.push_back(all.layers == 1 ? of_state[0] : at::cat(of_state));
   return results;
 }

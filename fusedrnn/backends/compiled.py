@@ -24,6 +24,11 @@ def register(cell: compiler.Cell) -> str:
 
 
 @extension.constant_in_graphs
+def may_have_kernels(name: str, dtype: torch.dtype, device: str) -> bool:
+    """False where there are certainly none of this cell, be it a built-in one."""
+    return name not in NAMES or is_compiled(name, dtype, device)
+
+
 def is_compiled(name: str, dtype: torch.dtype, device: str) -> bool:
     """Are there kernels of this cell? They are compiled now, where they can be."""
     asked = name, dtype, device

@@ -80,6 +80,12 @@ def scan(cell: str, sequences: bool, recompute: bool, inputs: ScanInputs) -> lis
     return _C.scan(cell, sequences, recompute, inputs) if _C is not None else None
 
 
+def scan_layers(cell: str, layers: list[ScanInputs]) -> list[list[Tensor | None]] | None:
+    """What :func:`scan` returns for each of the layers; see csrc/torch/layer.h. None as for :func:`scan`, and where
+    gradients are wanted."""
+    return _C.scan_layers(cell, layers) if _C is not None else None
+
+
 run_packed = None if _C is None else _C.run_packed  # see csrc/torch/packed_layers.h
 
 

@@ -69,8 +69,8 @@ def _run(cell: str, inputs: ScanInputs):
             shapes=[[x.shape[0], directions, *states[0].shape[1:]], *[s.shape for s in states]],
             version=14,
         )
-    outputs = _untraced(operators.scan_forward, cell, False, False, inputs)
-    return _Node.apply(node, attributes, [outputs[0], *outputs[len(states) : 2 * len(states)]], *arguments)
+    steps, last = _untraced(operators.scan_forward, cell, False, False, inputs)
+    return _Node.apply(node, attributes, [steps[0], *last], *arguments)
 
 
 def _in_order(weights: Sequence[Tensor], order: Sequence[int], hidden: int) -> Tensor | None:

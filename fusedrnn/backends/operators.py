@@ -1,9 +1,9 @@
 """The kernels as operators of the dispatcher: one opaque node a layer for whoever looks at the graph of a model.
 
 ``libfusedrnn`` defines them, for the CPU and CUDA, with the fields of :class:`fusedrnn.inputs.ScanInputs` as arguments;
-here they get what graphs in Python need. Operators have no optional results: what is absent is empty and has one
-dimension. Derivatives of higher order are the reference's where autograd can see it; in a compiled graph they are an
-error.
+here they get what graphs in Python need. What they return is a list of what is present. In a list of arguments, what is
+absent is empty and has one dimension. Derivatives of higher order are the reference's where autograd can see it; in a
+compiled graph they are an error.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ def can_take(tensors: Iterable[Tensor]) -> bool:
     )
 
 
-def scan_forward(cell: str, save: bool, sequences: bool, inputs: ScanInputs) -> list[Tensor]:
-    """Returns each state after every step and after the last, saved and hidden: 2 S + 2 tensors."""
-    return torch.ops.fusedrnn.scan_forward.default(cell, save, sequences, *_arguments(inputs))
+def scan_forward(cell: str, save: bool, sequences: bool, inputs: ScanInputs) -> tuple[list[Tensor | None], ...]:
+    """Returns each state after every step and after the last; None where there is none."""
+    present = iter(torch.ops.fusedrnn.scan_forward.default(cell, save, sequences, *_arguments(inputs)))
+    others = sequences or save and not inputs.one_step
+    steps = [next(present) if others or k == 0 else None for k in range(len(inputs.initial))]
+    return steps, [None if inputs.one_step and k == 0 else next(present) for k in range(len(inputs.initial))]
 
 
 def _arguments(inputs: ScanInputs) -> ScanInputs:
@@ -70,15 +73,14 @@ def _fake_forward(cell, save, sequences, *fields):
     x, traits = inputs.x, extension.cell_traits(cell)
     directions, hidden = inputs.directions, inputs.w_hr[0].size(1) if inputs.w_hr else inputs.initial[0].size(-1)
     sequence, rows = x.shape[:-1], math.prod(x.shape[:-1])  # Size.numel() would fix the size in the graph
-    absent = x.new_empty(0)
     keep_steps = sequences or save and not inputs.one_step
     widths = [directions * s.size(-1) for s in inputs.initial]
-    steps = [x.new_empty(*sequence, w) if keep_steps or k == 0 else absent for k, w in enumerate(widths)]
-    last = [_empty_like(s) for s in inputs.initial]
-    if inputs.one_step:
-        last[0] = absent
-    saved = x.new_empty(directions, rows, traits.saved, hidden) if save else absent
-    return [*steps, *last, saved, x.new_empty(directions, rows, hidden) if save and inputs.w_hr else absent]
+    outputs = [x.new_empty(*sequence, w) for k, w in enumerate(widths) if keep_steps or k == 0]
+    outputs += [_empty_like(s) for s in inputs.initial[inputs.one_step :]]
+    if save:
+        outputs.append(x.new_empty(directions, rows, traits.saved, hidden))
+        outputs += [x.new_empty(directions, rows, hidden)] if inputs.w_hr else []
+    return outputs
 
 
 def _empty_like(t: Tensor) -> Tensor:
@@ -87,8 +89,7 @@ def _empty_like(t: Tensor) -> Tensor:
 
 def _fake_backward(cell, *arguments):
     inputs, wanted = _inputs(arguments[:-3]), arguments[-1]
-    absent = inputs.x.new_empty(0)
-    return [_empty_like(t) if want else absent for t, want in zip(inputs.differentiable(), wanted, strict=True)]
+    return [_empty_like(t) for t, want in zip(inputs.differentiable(), wanted, strict=True) if want]
 
 
 def gradients(
@@ -101,8 +102,8 @@ def gradients(
     """The gradients of the differentiable inputs where wanted, by the operator; outputs and grads as it orders them."""
     absent = inputs.x.new_empty(0)
     outputs, grads = ([absent if t is None else t for t in given] for given in (outputs, grads))
-    made = torch.ops.fusedrnn.scan_backward.default(cell, *_arguments(inputs), outputs, grads, wanted)
-    return [t if want else None for t, want in zip(made, wanted, strict=True)]
+    made = iter(torch.ops.fusedrnn.scan_backward.default(cell, *_arguments(inputs), outputs, grads, wanted))
+    return [next(made) if want else None for want in wanted]
 
 
 def _flops(shapes: ScanInputs) -> tuple[int, int, int]:
