@@ -11,7 +11,7 @@ from torch import nn
 from . import twin
 from .backends import extension as backend
 from .backends import origin
-from .scan import has_kernels
+from .choice import has_kernels
 
 
 def info() -> dict[str, str]:

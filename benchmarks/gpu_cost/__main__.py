@@ -77,30 +77,32 @@ class Memory:
 
 def tensors(case: Case, option: str, steps: int) -> Memory:
     memory, states = Memory(), CELLS[case.cell]
-    memory.add("w_hh0 b_hh0 gates_x y")
-    for s in states:
-        memory.add(f"{s}0 {s}_n")
+
+    def of_states(name: str) -> str:
+        return " ".join(name.format(s) for s in states)
+
+    memory.add(f"w_hh0 b_hh0 gates_x y {of_states('{0}0 {0}_n')}")
     if option != "inference":
         memory.add("saved" + "".join(f" {s}_steps" for s in states[1:]))
     if case.backward:
-        memory.add("dy dgates" + "".join(f" d{s}0" for s in states))
-        if option in ("lengths", "packed", "reset", "reset state", "h mask"):
-            memory.add("h_prev")
-    if option == "lengths":
-        memory.add("lengths", struct.pack(f"<{case.N}q", *[steps] * case.N))
-    elif option == "packed":
-        memory.add("offsets", struct.pack(f"<{steps + 1}q", *(t * case.N for t in range(steps + 1))))
-    elif option.startswith("reset"):
-        memory.add("reset", bytes(steps * case.N))
-        if option == "reset state":
-            memory.add("".join(f" reset_{s} dreset_{s}" for s in states))
-    elif option == "h mask":
-        memory.add("h_mask")
-    elif option == "zoneout mask":
-        memory.add("".join(f" zone_{s}" for s in states))
-    elif option == "zoneout share":
-        for s in states:
-            memory.add_share(f"share_{s}")
+        shifted = option in ("lengths", "packed", "reset", "reset state", "h mask")
+        memory.add(f"dy dgates {of_states('d{0}0')}" + " h_prev" * shifted)
+    contents = {
+        "lengths": ("lengths", struct.pack(f"<{case.N}q", *[steps] * case.N)),
+        "packed": ("offsets", struct.pack(f"<{steps + 1}q", *(t * case.N for t in range(steps + 1)))),
+        "reset": ("reset", bytes(steps * case.N)),
+        "reset state": ("reset", bytes(steps * case.N)),
+    }
+    if option in contents:
+        memory.add(*contents[option])
+    others = {
+        "reset state": of_states("reset_{0} dreset_{0}"),
+        "h mask": "h_mask",
+        "zoneout mask": of_states("zone_{0}"),
+    }
+    memory.add(others.get(option, ""))
+    for s in states if option == "zoneout share" else ():
+        memory.add_share(f"share_{s}")
     return memory
 
 
@@ -113,7 +115,9 @@ class Estimator:
     def step(self, case: Case, option: str = "") -> Count | None:
         """One step of a layer, None where the tier cannot hold it."""
         source = "float" if case.dtype == "tf32" else case.dtype
-        kernels = self.kernels.setdefault(source, Kernels(source, self.folder))
+        if source not in self.kernels:
+            self.kernels[source] = Kernels(source, self.folder)
+        kernels = self.kernels[source]
         count = Count()
         for steps, sign in zip(STEPS, (-1, 1), strict=True):
             memory = tensors(case, option, steps)
