@@ -87,7 +87,7 @@ def cudnn_serves(layers: Layers, call: Call, x: Tensor) -> bool:
     ``torch.backends.cudnn.flags(enabled=False)`` rules it out, as its error message advises, the kernels run. Nor do
     estimates matter with FUSEDRNN_CUDNN=0, for never, and 1, for wherever it can.
     """
-    if not x.is_cuda or type(x) is not Tensor or not has_kernels(x) or not _torch_can_take(x):
+    if not x.is_cuda or not has_kernels(x) or not _torch_can_take(x):
         return False
     wish = cudnn_wish()
     if wish == "0" or not torch.backends.cudnn.enabled or torch.are_deterministic_algorithms_enabled():
