@@ -8,51 +8,28 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 import re
 import struct
 from collections.abc import Callable
 
 from .cubin import Instruction
-from .operands import WORD, Read, State, Value, address, is_predicate, read, read_wide, signed, word, write
+from .operands import (
+    COMPARE,
+    WORD,
+    Read,
+    State,
+    address,
+    both,
+    is_predicate,
+    read,
+    read_wide,
+    signed,
+    table,
+    word,
+    write,
+)
 
 SPECIAL = {"SR_TID.X": 0, "SR_LANEID": 0, "SR_CTAID.X": 0, "SR_CTAID.Y": 0, "SR_CTAID.Z": 0, "SR_CgaCtaId": 0, "SRZ": 0}
-
-
-def both(a: bool | None, b: bool | None, how: str) -> bool | None:
-    if how == "XOR":
-        return None if a is None or b is None else a != b
-    decides = how == "OR"
-    if a is decides or b is decides:
-        return decides
-    return None if a is None or b is None else not decides
-
-
-COMPARE = {"EQ": operator.eq, "NE": operator.ne, "LT": operator.lt, "LE": operator.le, "GT": operator.gt}
-COMPARE |= {"GE": operator.ge, "NEU": operator.ne, "GTU": operator.gt, "GEU": operator.ge, "LTU": operator.lt}
-
-
-def table(lut: int, *inputs: Value) -> int | None:
-    """Bitwise; an unknown input does not matter where all its values give the same."""
-    options = [(0, WORD) if v is None else (v,) for v in inputs]
-    results = set()
-    for a, b, c in itertools.product(*options):
-        results.add(
-            sum_bits(lut, a & WORD, b & WORD, c & WORD),
-        )
-    return results.pop() if len(results) == 1 else None
-
-
-@functools.lru_cache(1 << 16)
-def sum_bits(lut: int, a: int, b: int, c: int) -> int:
-    result = 0
-    for index in range(8):
-        if lut >> index & 1:
-            x = a if index & 4 else ~a
-            y = b if index & 2 else ~b
-            z = c if index & 1 else ~c
-            result |= x & y & z
-    return result & WORD
 
 
 Run = Callable[[State], None]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
 import re
 import struct
 from collections.abc import Callable
@@ -120,3 +123,37 @@ def address(text: str) -> Read:
         return sum(signed(v) if i and v < 1 << 32 else v for i, v in enumerate(values)) % wide
 
     return total
+
+
+def both(a: bool | None, b: bool | None, how: str) -> bool | None:
+    if how == "XOR":
+        return None if a is None or b is None else a != b
+    decides = how == "OR"
+    if a is decides or b is decides:
+        return decides
+    return None if a is None or b is None else not decides
+
+
+COMPARE = {"EQ": operator.eq, "NE": operator.ne, "LT": operator.lt, "LE": operator.le, "GT": operator.gt}
+COMPARE |= {"GE": operator.ge, "NEU": operator.ne, "GTU": operator.gt, "GEU": operator.ge, "LTU": operator.lt}
+
+
+def table(lut: int, *inputs: Value) -> int | None:
+    """Bitwise; an unknown input does not matter where all its values give the same."""
+    options = [(0, WORD) if v is None else (v,) for v in inputs]
+    results = set()
+    for a, b, c in itertools.product(*options):
+        results.add(_bitwise(lut, a & WORD, b & WORD, c & WORD))
+    return results.pop() if len(results) == 1 else None
+
+
+@functools.lru_cache(1 << 16)
+def _bitwise(lut: int, a: int, b: int, c: int) -> int:
+    result = 0
+    for index in range(8):
+        if lut >> index & 1:
+            x = a if index & 4 else ~a
+            y = b if index & 2 else ~b
+            z = c if index & 1 else ~c
+            result |= x & y & z
+    return result & WORD

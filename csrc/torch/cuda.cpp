@@ -93,10 +93,15 @@ struct RnnPrecision::Setting {
     if (changed) set(before);
   }
 
+  // torch has this setting once for all threads: while it is changed, other calls of this package wait.
+  static std::recursive_mutex mutex;
+  std::lock_guard<std::recursive_mutex> lock{mutex};
   const at::Float32Precision before = get();
   bool changed = false;
   std::optional<at::NoTF32Guard> ieee;
 };
+
+std::recursive_mutex RnnPrecision::Setting::mutex;
 
 RnnPrecision::RnnPrecision(const Tensor& x) {
   if (!x.is_cuda() || x.scalar_type() != at::kFloat) return;

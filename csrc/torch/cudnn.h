@@ -36,21 +36,26 @@ inline double operations(const PlainCall& call, const Device& device) {
   return call.value_bytes == 2 ? half : half / 2;
 }
 
-// The rules by which PyTorch and cuDNN choose: the fp16 kernel that keeps weights in registers, another one for few
-// units, or a GEMM a step.
-inline double cudnn_step_us(const PlainCall& call, bool backward, const Device& device) {
+// What PyTorch and cuDNN run a pass in: a kernel of float16 that keeps the weights in registers, one for few units, or
+// a GEMM and the cell in each step.
+enum class CudnnKernel { kPersistent, kSmall, kStepwise };
+inline CudnnKernel cudnn_kernel(const PlainCall& call, bool backward) {
   const Shape& s = call.shape;
-  const bool lstm = call.cell.gates == 4, plain_rnn = call.cell.gates == 1;
-  const bool whole = s.hidden % 128 == 0 && s.input % 128 == 0 && s.rows % 8 == 0;
+  const bool whole = s.hidden % 128 == 0 && s.input % 128 == 0 && s.rows % 8 == 0 && s.hidden <= 1024 && s.rows <= 128;
   const bool one = call.layers == 1 && s.directions == 1 && !call.packed;
-  if (call.float16 && lstm && one && whole && s.hidden <= 1024 && s.rows <= 128)
-    return kCudnnCosts.persistent[backward];
-  const int64_t few = (backward ? 128 : 192) * (plain_rnn ? 2 : 1);
-  if (s.hidden <= few && !call.packed && call.value_bytes < 8) return kCudnnCosts.small[backward];
-  const double products =
-      static_cast<double>(s.rows) * static_cast<double>(call.cell.recurrent * s.hidden * s.projected);
+  if (call.float16 && call.cell.gates == 4 && one && whole) return CudnnKernel::kPersistent;
+  const int64_t few = (backward ? 128 : 192) * (call.cell.gates == 1 ? 2 : 1);
+  return s.hidden <= few && !call.packed && call.value_bytes < 8 ? CudnnKernel::kSmall : CudnnKernel::kStepwise;
+}
+
+inline double cudnn_step_us(const PlainCall& call, bool backward, const Device& device) {
+  const CudnnKernel kernel = cudnn_kernel(call, backward);
+  if (kernel == CudnnKernel::kPersistent) return kCudnnCosts.persistent[backward];
+  if (kernel == CudnnKernel::kSmall) return kCudnnCosts.small[backward];
+  const Shape& s = call.shape;
+  const int64_t products = s.rows * call.cell.recurrent * s.hidden * s.projected * s.directions;
   const double rate = operations(call, device) * kCudnnCosts.efficiency * device.multiprocessors * kCosts.megahertz;
-  return kCudnnCosts.launches[backward] + 2 * products * s.directions / rate;
+  return kCudnnCosts.launches[backward] + 2 * static_cast<double>(products) / rate;
 }
 
 }  // namespace planning
