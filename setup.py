@@ -42,8 +42,10 @@ except ImportError as error:
 sys.path[:] = visible
 
 PYTHON_SOURCES = ["csrc/torch/extension.cpp", "csrc/torch/python.cpp"]  # the only ones that see Python
-TORCH_SOURCES = [f"csrc/torch/{name}.cpp" for name in ("layer", "memory", "node", "operators", "recompute", "sums")]
-CPU_SOURCES = [*TORCH_SOURCES, "csrc/registry.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
+TORCH_SOURCES = [
+    f"csrc/torch/{name}.cpp" for name in ("layer", "memory", "node", "operators", "packed_layers", "recompute", "sums")
+]
+CPU_SOURCES = [*TORCH_SOURCES, "csrc/registry.cpp", "csrc/packed.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
 LIBRARY = "fusedrnn.libfusedrnn"
 CUDA_SOURCES = sorted(glob.glob("csrc/cuda/*.cu"))
 OLDEST_TORCH = "2.11"

@@ -58,13 +58,14 @@ struct Batch {
 };
 
 template <class T>
-struct Weights {     // of one direction
-  const T* w_ih;     // [G, H, I]
-  const T* w_hh;     // [B, H, P]
-  const T* b_ih;     // [G, H] or null
-  const T* b_hh;     // [B, H] or null
-  const T* w_hr;     // [P, H] or null
-  const T* vectors;  // [U, H] or null
+struct Weights {       // of one direction
+  const T* w_ih;       // [G, H, I]
+  const T* w_hh;       // [B, H, P]
+  const T* b_ih;       // [G, H] or null
+  const T* b_hh;       // [B, H] or null
+  const T* w_hr;       // [P, H] or null
+  const T* vectors;    // [U, H] or null
+  const void* packed;  // all of them but w_hr, as in packed.h, for inference on the CPU; or null
 };
 
 // Zoneout of a state: units keep their value in a step where `keeps` is true; without a mask all keep the fraction
@@ -148,6 +149,7 @@ template <class T>
 struct CpuDriver {
   void (*forward)(const ScanParams<T>&);
   void (*backward)(const ScanParams<T>&, const ScanGrads<T>&);
+  void (*packed)(const ScanParams<T>&);  // forward with packed weights; of float only, else null
 };
 
 struct Plan;  // cuda/plan.h
@@ -192,6 +194,6 @@ CpuDriver<T> cpu_driver();
 template <class Cell, class T>
 CudaDriver<T> cuda_driver();
 
-const char* cpu_capability();  // the instruction set in use: "DEFAULT", "AVX2", "AVX512" or "AVX512_BF16"
+const char* cpu_capability();  // the instruction set in use, as FUSEDRNN_ISA names it
 
 }  // namespace fusedrnn

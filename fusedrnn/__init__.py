@@ -7,6 +7,7 @@ from .batch import episode_starts
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
 from .compiler import CellError, cell
 from .convert import convert, to_torch
+from .inference import Stream, optimize_for_inference
 from .modules import FusedGRU, FusedLSTM, FusedRNN
 from .recurrent import Recurrent, RecurrentCell
 
@@ -29,11 +30,13 @@ __all__ = [
     "FusedRNNCell",
     "Recurrent",
     "RecurrentCell",
+    "Stream",
     "cell",
     "convert",
     "empty_cache",
     "episode_starts",
     "library_path",
+    "optimize_for_inference",
     "to_torch",
     "zoo",
 ]

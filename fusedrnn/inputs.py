@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "vectors")
+WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "vectors", "packed")
 DIFFERENTIABLE = ("x", "initial", *WEIGHTS, "reset_states", "step_inputs")  # the first fields of ScanInputs
 
 
@@ -22,6 +22,7 @@ class ScanInputs(NamedTuple):
     b_hh: Sequence[Tensor] = ()
     w_hr: Sequence[Tensor] = ()  # [P, H] of a projection, or none
     vectors: Sequence[Tensor] = ()  # [U, H], none for U = 0
+    packed: Sequence[Tensor] = ()  # in place of all of these but w_hr: bytes, see fusedrnn.packing
     reset_states: Sequence[Tensor] = ()  # as initial, or none for zeros
     step_inputs: Sequence[Tensor] = ()  # of the cell, each [T, N] or [T, N, H], packed [R] or [R, H]
     batch_sizes: Tensor | None = None  # [T] int64 on the CPU, of packed rows
@@ -37,7 +38,7 @@ class ScanInputs(NamedTuple):
     @property
     def directions(self) -> int:
         # no size where there is another way: sizes are tensors while an older exporter traces
-        return len(self.w_hh or self.w_ih) or (1 if self.one_step else self.initial[0].shape[0])
+        return len(self.w_hh or self.w_ih or self.packed) or (1 if self.one_step else self.initial[0].shape[0])
 
     def differentiable(self) -> list[Tensor]:
         """The tensors that can have gradients, always in this order."""

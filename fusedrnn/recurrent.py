@@ -320,7 +320,8 @@ class RecurrentCell(_Parameters):
         given, per_unit = named_inputs(self.cell, inputs)
         for t, unit in zip(given, per_unit, strict=True):
             check_step_input(t, [*input.shape[:-1]] + [self.hidden_size] * unit, input)
-        if input.dim() == 1:
+        batched = input.dim() == 2
+        if not batched:
             input, initial, given = (
                 input.unsqueeze(0),
                 [s.unsqueeze(0) for s in initial],
@@ -329,4 +330,5 @@ class RecurrentCell(_Parameters):
         count, places = self._kinds
         parts = [() if i is None else weights[i : i + 1] for i in places]
         steps, _ = scan(self._name, ScanInputs(input, initial, *parts, step_inputs=given), sequences=True)
+        steps = steps if batched else [t.squeeze(0) for t in steps]
         return steps[0] if len(steps) == 1 else tuple(steps)

@@ -62,8 +62,10 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
     if outputs is not None:
         steps, last = outputs[:states], outputs[states:]
     elif not kernels or _use_reference(inputs.x, inputs.tensors(), compiling):
+        _refuse_packed(inputs, "work on plain tensors on the CPU, without transforms of torch.func")
         steps, last = reference.scan(cell, inputs)
     elif onnx.is_exporting():
+        _refuse_packed(inputs, "cannot be exported to ONNX: export the model that was packed")
         steps, last = onnx.layer(cell, inputs, sequences)
     else:
         steps, last = _run_operator(cell, inputs, sequences, recompute)
@@ -71,6 +73,11 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
         steps = [steps[0].to(h_dtype), *steps[1:]]
         last = [None if last[0] is None else last[0].to(h_dtype), *last[1:]]
     return steps, last
+
+
+def _refuse_packed(inputs: ScanInputs, why: str) -> None:
+    if inputs.packed:
+        raise RuntimeError(f"packed weights {why}")
 
 
 def _may_have_kernels(cell: str, x: Tensor) -> bool:
@@ -127,6 +134,7 @@ def _suits_torch(cell: str, sequences: bool, inputs: ScanInputs) -> bool:
         and h0.shape[-2] >= MANY_ROWS
         and h0.shape[-1] <= FEW_UNITS[cell]
         and not inputs.w_hr
+        and not inputs.packed
         and x.is_cpu
         and x.dtype in ((torch.float64,) if cell == "LSTM" else (torch.float32, torch.float64))
         and not sequences

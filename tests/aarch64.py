@@ -10,15 +10,21 @@ import collections
 import os
 import shlex
 import shutil
+import subprocess
 import sys
+import tempfile
 from itertools import product
 
+import torch
 from cpu_alone import build, cases
 from cpu_alone.cases import Case
 from cpu_alone.kernels import Kernels, Program
 from cpu_alone.mutants import CASES
 from cuda_on_cpu import build as compiler
 from cuda_on_cpu.layer import BUILT_IN
+from tolerances import PACKED, distance
+
+from fusedrnn import packing
 
 KINDS = [("wide", "float32"), ("wide", "bfloat16"), ("narrow", "float64"), ("narrow", "float16")]
 KINDS += [("neon-bf16", "bfloat16")]  # products of pairs, which qemu has
@@ -37,6 +43,27 @@ def find_tools() -> tuple[list[str], str] | None:
 
 def both_passes(case: Case, emulated: Program) -> list[str]:
     return cases.wrong(case, cases.calls(case, emulated), cases.prepare(case).exact)
+
+
+def packed_products(command: list[str]) -> list[str]:
+    """What is wrong with products of packed weights; of int8 with rows that lose nothing."""
+    complaints = []
+    for form, rows, k in product(packing.FORMS, (1, 2, 7), (4, 37)):
+        w = torch.randn(3 * 90, k)
+        x = torch.randint(-127, 128, (rows, k)).float()
+        x[:, 0] = 127
+        block = packing.pack(form, 90, {"w_ih": w})
+        header = torch.tensor([rows, block.numel()]).view(torch.uint8)
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b"".join(t.numpy().tobytes() for t in (header, block, x)))
+            file.flush()
+            done = subprocess.run([*command, file.name], capture_output=True, check=True)
+        values, scales = packing.convert(w, form)
+        exact = x.double() @ (values.double() if scales is None else values.double() * scales.double()[:, None]).T
+        got = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32).view(rows, -1)
+        if (off := distance(got, exact)) > PACKED["float32"]:
+            complaints.append(f"packed {form}, {rows} rows of {k}: off by {off:.2g}")
+    return complaints
 
 
 def compare(some: list[Case], emulated: Program, here: Kernels) -> None:
@@ -67,7 +94,11 @@ def main() -> int:
         if complaints := judge(case, emulated):
             print(case, *complaints, sep="\n    ", flush=True)
             bad += 1
-    print(f"aarch64: {len(CASES) + len(EVERY)} cases, {bad} of them wrong", flush=True)
+    for flags in ([], ["-march=armv8.2-a+dotprod"]):
+        complaints = packed_products([qemu, str(build.packed_program(compiler.CSRC, *flags))])
+        print(*complaints, sep="\n", end="\n" * bool(complaints))
+        bad += len(complaints)
+    print(f"aarch64: {len(CASES) + len(EVERY)} cases and packed weights, {bad} of them wrong", flush=True)
     if here:
         compare([case for case in EVERY if case.tier != "neon-bf16"], emulated, here)
     return bool(bad)

@@ -72,7 +72,7 @@ def imports_never(forbidden: str):
 
 # Arrows never point up.
 RANKS = [
-    "inputs twin backends.origin compiler.graph compiler.groups",
+    "inputs packing twin backends.origin compiler.graph compiler.groups",
     "backends.extension compiler.operations compiler.lower",
     "compiler.cut compiler.trace",
     "compiler.emit compiler.build",
@@ -86,6 +86,7 @@ RANKS = [
     "dropin recurrent cells",
     "modules",
     "convert info",
+    "inference",
     "backends.__init__ __init__",
 ]
 RANK = {module: rank for rank, modules in enumerate(RANKS) for module in modules.split()}
@@ -138,8 +139,8 @@ RULES = [
     ),
     Rule(
         "the interface of the drivers is plain C++",
-        r"csrc/(scan|timeline|function)\.h|csrc/registry\.cpp|csrc/cuda/plan\.h",
-        includes_only(STD + r'|"(\.\./)?(activations|cells|function|scan|timeline)\.h"'),
+        r"csrc/(scan|timeline|function|packed)\.h|csrc/(registry|packed)\.cpp|csrc/cuda/plan\.h",
+        includes_only(STD + r'|"(\.\./)?(activations|cells|function|packed|scan|timeline)\.h"'),
         ("csrc/scan.h", "#include <cuda_runtime.h>\n"),
     ),
     Rule(
@@ -148,7 +149,7 @@ RULES = [
         includes_only(
             STD
             + r"|<(immintrin|arm_neon|asm/hwcap|sys/(auxv|mman|sysctl))\.h>"
-            + r'|"\.\./(activations|cells|scan|timeline)\.h"|"[a-z_0-9-]+\.h"'
+            + r'|"\.\./(activations|cells|packed|scan|timeline)\.h"|"[a-z_0-9-]+\.h"'
         ),
         ("csrc/cpu/forward.h", "#include <ATen/Parallel.h>\n"),
     ),

@@ -19,10 +19,15 @@ def test_the_library_needs_no_python():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "proj_size": 3}], ids=str)
-def test_an_exported_layer_runs_where_only_the_library_is_loaded(options, tmp_path):
-    layer, x = fusedrnn.FusedLSTM(4, 6, **options).eval(), torch.randn(5, 2, 4)
-    torch.export.save(torch.export.export(layer, (x,)), tmp_path / "layer.pt2")
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_an_exported_layer_runs_where_only_the_library_is_loaded(weights, tmp_path):
+    """A C++ program in place of Python: test_cpp.py."""
+    layer = fusedrnn.FusedLSTM(4, 6, num_layers=2, bidirectional=True, proj_size=3).eval()
+    layer = fusedrnn.optimize_for_inference(layer, weights) if weights else layer
+    sizes = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("N", min=2)}
+    exported = torch.export.export(layer, (torch.randn(5, 2, 4),), dynamic_shapes={"input": sizes})
+    torch.export.save(exported, tmp_path / "layer.pt2")
+    x = torch.randn(9, 3, 4)
     torch.save(x, tmp_path / "x.pt")
     program = f"""
 import sys
@@ -35,28 +40,8 @@ assert "fusedrnn" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert_same(torch.load(tmp_path / "y.pt"), layer(x))
-
-
-@pytest.mark.slow
-def test_a_package_of_aot_inductor_runs_where_only_the_library_is_loaded(tmp_path):
-    layer, x = fusedrnn.FusedLSTM(4, 6, 2, bidirectional=True).eval(), torch.randn(5, 2, 4)
-    sizes = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("N", min=2)}
     with torch.no_grad():
-        exported = torch.export.export(layer, (x,), dynamic_shapes={"input": sizes})
-        torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "layer.pt2"))
-    x = torch.randn(9, 3, 4)
-    torch.save(x, tmp_path / "x.pt")
-    program = f"""
-import sys
-import torch
-torch.ops.load_library({fusedrnn.library_path()!r})
-torch.save(torch._inductor.aoti_load_package("layer.pt2")(torch.load("x.pt")), "y.pt")
-assert "fusedrnn" not in sys.modules
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert_same(torch.load(tmp_path / "y.pt"), layer(x))
+        assert_same(torch.load(tmp_path / "y.pt"), layer(x))
 
 
 def test_cells_are_found_by_name():

@@ -27,6 +27,10 @@ IN_A_16_BIT_TYPE = {"bfloat16": 0.02, "float16": 0.005}
 EXACT = {"float64": 1e-10, "float32": 1e-6}
 # The CPU kernels alone against float64: the same, and where results are rounded in every step, a few units of that.
 ALONE = EXACT | IN_A_16_BIT_TYPE
+# Packed layers against float64 ones that hold the same numbers: float32 sums; where the processor multiplies pairs of
+# bfloat16, x and h are rounded to them, and for int8 to 127 steps of the largest element, again in every step of every
+# layer.
+PACKED = {"float32": 5e-5, "float16": 5e-5, "bfloat16": 0.05, "int8": 0.15}
 # What a kernel of a 16-bit type or TF32 has before it rounds its results: float32 sums again. Relative to the largest
 # element where that is above 1, else absolute.
 ROUNDED = 1e-6

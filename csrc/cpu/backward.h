@@ -276,7 +276,7 @@ class Backward {
         past[k] = V(0);
         if (zones(k)) past[k] = zoneout_bypass(fraction_kept<S>(p.states[k].zone, place * s.hidden + j, left), &ds[k]);
       }
-      load_operands<Cell>(p, r, j, vectors + d * Cell::kVectors * H_, prev + kStates);
+      load_operands<Cell, T, S>(p, r, j, {vectors + d * Cell::kVectors * H_, H_}, prev + kStates);
       Cell::backward(keep, prev, ds, dgate);
 #pragma GCC unroll 4
       for (int k = 0; k < kStates; ++k) {

@@ -3,12 +3,16 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "packed_gates.h"
+#include "packed_kernels.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
 template <class Cell, class T>
 CpuDriver<T> driver() {
-  return {scan_forward<Cell, T>, scan_backward<Cell, T>};
+  CpuDriver<T> driver{scan_forward<Cell, T>, scan_backward<Cell, T>, nullptr};
+  if constexpr (std::is_same_v<T, float>) driver.packed = scan_packed<Cell>;
+  return driver;
 }
 
 template <class T, class... Cells>

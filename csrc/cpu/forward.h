@@ -7,7 +7,7 @@
 
 namespace fusedrnn::FUSEDRNN_ISA {
 
-template <class Cell, class T>
+template <class Cell, class T, class Weights = Gates<Cell, T>>
 class Forward {
   using S = Arithmetic<T>;
   using V = Vec<S>;
@@ -66,7 +66,7 @@ class Forward {
         : rows(room),
           h(room),
           a(room),
-          wide(kWidens<T, S> ? room * padded<S>(f.s.input > f.s.hidden ? f.s.input : f.s.hidden) : 0),
+          operands(room * f.gates.operand_room()),
           gates_x(room * G * padded<S>(part.unit_end - part.unit)),
           gates_r(kBlockRows * B * kPanel<S>),
           panel(f.gates.packs_input_late(part) ? kPanel<S> * f.s.input : 0),
@@ -75,7 +75,7 @@ class Forward {
     Buffer<Row> rows;
     Buffer<const T*> h;  // rows as stored
     Buffer<const S*> a;  // rows as products take them
-    Buffer<S> wide;      // rows in the type of arithmetic
+    Buffer<S> operands;  // rows that products cannot take as they are stored
     Buffer<S> gates_x;   // [room, G, width]
     Buffer<S> gates_r;   // [kBlockRows, B, panel]
     Buffer<S> panel;     // of W_ih, if it is packed just before its use
@@ -146,7 +146,7 @@ class Forward {
         widen_row(space.rows[m].gates_x + g * width, p.gates_x + place + g * s.hidden, units);
     }
     if (p.gates_x) return;
-    as_operands<T, S>(rows, s.input, space.h, gates.of_input(part.d).pairs, space.wide, space.a);
+    gates.take_operands(gates.of_input(part.d), rows, space.h, space.operands, space.a);
     Panels panels{panel_for<S>(s.packed_rows), part.unit, part.unit_end, s.hidden};
     for_panels<S>(part, panels, false, [&](int64_t j, int64_t columns) {
       for (int g = 0; g < G; ++g)
@@ -162,8 +162,8 @@ class Forward {
       space.h[m] = walk.before(0, t, n);
       if (kStates > 1 && walk.reset_before(t, n)) reset(part, walk, n);
     }
-    typename Gates<Cell, T>::Product product = gates.recurrent(part.d);
-    if (B) as_operands<T, S>(live, s.projected, space.h, product.pairs, space.wide, space.a);
+    typename Weights::Product product = gates.recurrent(part.d);
+    if (B) gates.take_operands(product, live, space.h, space.operands, space.a);
     if (B && p.h_mask) mask_rows(walk, rows, live, space);
     for_panels<S>(part, {panel, part.unit, part.unit_end, s.hidden}, t % 2, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
@@ -227,7 +227,7 @@ class Forward {
       W x[G + U + E], r[B ? B : 1], state[kStates], before[kStates], keep[A];
       load_planes<G>(row.gates_x + j - part.unit, width, x);
       load_planes<B>(gates_r + v, panel, r);
-      load_operands<Cell>(p, row.index, j, gates.vectors_of(part.d), x + G);
+      load_operands<Cell, T, S>(p, row.index, j, gates.vectors_of(part.d), x + G);
       state[0] = Cell::kReadsH ? W::load(h + j, n) : W(0);
 #pragma GCC unroll 4
       for (int k = 1; k < kStates; ++k) state[k] = before[k] = W::load(carry[k] + j);
@@ -264,7 +264,7 @@ class Forward {
     S* tile = space.gates_r;
     part.sync_if_units_are_split();
     for (int64_t m = 0; m < live; ++m) space.h[m] = hidden_row(part.d, rows[m]);
-    as_operands<T, S>(live, s.hidden, space.h, false, space.wide, space.a);
+    as_operands<T, S>(live, s.hidden, space.h, false, space.operands, space.a);
     for_panels<S>(part, {panel, part.out, part.out_end, s.projected}, false, [&](int64_t j, int64_t columns) {
       for_blocks(live, kBlockRows, [&](int64_t m, int64_t block_rows) {
         multiply<S>(block_rows, {space.a + m}, {w_hr + (part.d * P_ + j) * s.hidden, columns, s.hidden},
@@ -297,7 +297,7 @@ class Forward {
 
   const ScanParams<T>& p;
   const Shape& s;
-  Gates<Cell, T> gates;
+  Weights gates;
   bool projects;
   int64_t panel;      // columns of the panels that a step's rows meet
   int64_t H_, P_;     // H and P, padded to whole vectors

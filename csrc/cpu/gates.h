@@ -1,6 +1,7 @@
 // The weights of a layer as the forward pass reads them, and the two products that make the gates.
 #pragma once
 
+#include "../packed.h"
 #include "steps.h"
 
 namespace fusedrnn::FUSEDRNN_ISA {
@@ -21,12 +22,7 @@ class Gates {
     int64_t k, panel;
     bool pairs;
   };
-  // Gate g of units j .. j + columns, of one panel.
-  struct Part {
-    int64_t j;
-    int g;
-    int64_t columns;
-  };
+  using Part = PackedPart;  // of one panel
   struct To {
     S* c;
     int64_t stride;
@@ -71,14 +67,20 @@ class Gates {
   Product recurrent(int d) const {
     return {p.weights[d].w_hh, w_hh, b_hh + d * B * H_, d, B, s.projected, panel_for<S>(s.rows), pairs};
   }
-  const S* vectors_of(int d) const { return vectors + d * U * H_; }  // [U, H_]
+  Strided<const S> vectors_of(int d) const { return {vectors + d * U * H_, H_}; }
+
+  // Rows as products take them, in `room` of operand_room() numbers a row where they have to be changed.
+  int64_t operand_room() const { return kWidens<T, S> ? padded<S>(s.input > s.hidden ? s.input : s.hidden) : 0; }
+  void take_operands(const Product& product, int64_t count, const T* const* rows, S* room, const S** a) const {
+    as_operands<T, S>(count, product.k, rows, product.pairs, room, a);
+  }
 
   // c = b + a W^T. `room` is for a panel of W_ih that is packed late.
   void input_part(const Partition& part, const Part& of, int64_t rows, const S* const* a, S* room, const To& to) const {
     Product product = of_input(part.d);
     if (!packs_input_late(part)) return multiply_by(product, of, rows, a, to);
     pack_gate(product, of, room);
-    multiply<S>(rows, {a}, {room, of.columns, product.k, product.pairs},
+    multiply<S>(rows, {a}, {room, of.columns, product.k, form_of(product.pairs)},
                 {product.bias + of.g * H_ + of.j, 0, to.c, to.stride});
   }
   void multiply_by(const Product& product, const Part& of, int64_t rows, const S* const* a, const To& to) const {
@@ -86,7 +88,8 @@ class Gates {
     if (!packs)
       return multiply_unpacked(rows, of.columns, a, product.k, product.w + (of.g * s.hidden + of.j) * product.k, bias,
                                to.c, to.stride);
-    multiply<S>(rows, {a}, {packed(product, of), of.columns, product.k, product.pairs}, {bias, 0, to.c, to.stride});
+    multiply<S>(rows, {a}, {packed(product, of), of.columns, product.k, form_of(product.pairs)},
+                {bias, 0, to.c, to.stride});
   }
 
  private:

@@ -149,13 +149,17 @@ struct Rows {
   int64_t stride = 1;
 };
 
+// What a panel holds: numbers of the type of arithmetic, what pack_pairs packed, or float16.
+enum class Form { kNumbers, kPairs, kHalves };
+FUSEDRNN_FN Form form_of(bool pairs) { return pairs ? Form::kPairs : Form::kNumbers; }
+
 // B: a panel of k rows, one after the other as they are packed, or `stride` apart in a matrix: whole vectors then.
 template <class S>
 struct Panel {
   const S* at;
   int64_t columns, k;
-  bool pairs = false;  // packed by pack_pairs
-  int64_t stride = 0;
+  Form form = Form::kNumbers;
+  int64_t stride = 0;  // in numbers of S, whatever the form
 };
 
 // C: sums c[m] that begin as init[m]. An init_stride of 0 adds one bias to all rows; init = c accumulates.
@@ -204,12 +208,11 @@ FUSEDRNN_FN void add_sums(const Vec<S> (&sum)[M][NV], Strided<const S> init, Str
 }
 
 // One register tile: c[m][0 .. NV vectors) = init[m] + sum_k a[m][k] b[k]. The sums start from zero: GCC spills them
-// all where they start from memory. With `Pairs` the same sums are made of what pack_pairs packed; where there are dot
-// products, `a` points to pairs of bfloat16 then.
-template <int M, int NV, bool Pairs, class S>
+// all where they start from memory. Of pairs, `a` points to pairs of bfloat16 where there are dot products.
+template <int M, int NV, Form Of, class S>
 void multiply_tile(Rows<S> a, int64_t k_count, Strided<const S> panel, Strided<const S> init, Strided<S> c) {
   using V = Vec<S>;
-  constexpr bool kDots = Pairs && kDotProducts;
+  constexpr bool kPairs = Of == Form::kPairs, kDots = kPairs && kDotProducts;
   const S *row[M], *b = panel.at;
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) row[m] = a.at[m];
@@ -222,11 +225,15 @@ void multiply_tile(Rows<S> a, int64_t k_count, Strided<const S> panel, Strided<c
       for (int v = 0; v < NV; ++v) sum[m][v] = V(0);
     int64_t end = kDots ? k_count : least(k_count, k + kTerms);
 #pragma GCC unroll 2
-    for (; k < end; k += 1 + Pairs, b += panel.stride) {
+    for (; k < end; k += 1 + kPairs, b += panel.stride) {
       V column[NV];
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) column[v] = V::load(b + v * V::kLanes);
-      if constexpr (Pairs && !kDots) {
+      for (int v = 0; v < NV; ++v)
+        if constexpr (Of == Form::kHalves)
+          column[v] = V::load(reinterpret_cast<const float16*>(b) + v * V::kLanes);
+        else
+          column[v] = V::load(b + v * V::kLanes);
+      if constexpr (kPairs && !kDots) {
         V even[NV], odd[NV];
 #pragma GCC unroll 8
         for (int v = 0; v < NV; ++v) even[v] = even_of_pairs(column[v]), odd[v] = odd_of_pairs(column[v]);
@@ -244,38 +251,50 @@ void multiply_tile(Rows<S> a, int64_t k_count, Strided<const S> panel, Strided<c
 template <class S>
 using MultiplyTile = void (*)(Rows<S>, int64_t, Strided<const S>, Strided<const S>, Strided<S>);
 
-template <int NV, bool Pairs, class S, int... M>
+template <int NV, Form Of, class S, int... M>
 constexpr auto tiles_of(std::integer_sequence<int, M...>) {
-  return std::array<MultiplyTile<S>, sizeof...(M)>{multiply_tile<M + 1, NV, Pairs, S>...};
+  return std::array<MultiplyTile<S>, sizeof...(M)>{multiply_tile<M + 1, NV, Of, S>...};
 }
 // Of 1, 2, ... rows.
-template <int NV, bool Pairs, class S>
-constexpr auto kTiles =
-    tiles_of<NV, Pairs, S>(std::make_integer_sequence<int, NV <= kVectors ? kTileRows : kFewRows>());
+template <int NV, Form Of, class S>
+constexpr auto kTiles = tiles_of<NV, Of, S>(std::make_integer_sequence<int, NV <= kVectors ? kTileRows : kFewRows>());
 
-template <bool Pairs, class S>
+template <Form Of, class S>
 FUSEDRNN_FN const MultiplyTile<S>* tiles_for(int64_t vectors) {
-  if (vectors == 4) return kTiles<4, Pairs, S>.data();
-  if (vectors == 3) return kTiles<3, Pairs, S>.data();
-  return vectors == 2 ? kTiles<2, Pairs, S>.data() : kTiles<1, Pairs, S>.data();
+  if (vectors == 4) return kTiles<4, Of, S>.data();
+  if (vectors == 3) return kTiles<3, Of, S>.data();
+  return vectors == 2 ? kTiles<2, Of, S>.data() : kTiles<1, Of, S>.data();
 }
 
-// C = init + A B for any number of rows, as many as the panel is for. Tiles are as even as can be: of 8 rows, 4 + 4 are
-// faster than 6 + 2.
+// Calls f(first row, rows) for blocks of at most `most` rows, as even as can be: of 8 rows, tiles of 4 + 4 are faster
+// than 6 + 2.
+template <class F>
+FUSEDRNN_FN void for_blocks(int64_t rows, int64_t most, F&& f) {
+  for (int64_t m = 0, count = (rows + most - 1) / most; count > 0; --count) {
+    int64_t size = count == 1 ? rows - m : (rows - m + count - 1) / count;  // of one row, a division would show
+    f(m, size);
+    m += size;
+  }
+}
+
+template <class S>
+FUSEDRNN_FN void multiply_by(const MultiplyTile<S>* tiles, int64_t rows, Rows<S> a, const Panel<S>& b,
+                             const Target<S>& to) {
+  int64_t stride = b.stride ? b.stride : padded<S>(b.columns);
+  for_blocks(rows, kTileRows, [&](int64_t m, int64_t size) {
+    tiles[size - 1]({a.at + m, a.stride}, b.k, {b.at, stride}, {to.init + m * to.init_stride, to.init_stride},
+                    {to.c + m * to.stride, to.stride});
+  });
+}
+
+// C = init + A B for any number of rows, as many as the panel is for.
 template <class S>
 void multiply(int64_t rows, Rows<S> a, const Panel<S>& b, const Target<S>& to) {
   int64_t vectors = padded<S>(b.columns) / Vec<S>::kLanes;
-  const MultiplyTile<S>* tiles = tiles_for<false, S>(vectors);
+  const MultiplyTile<S>* tiles = tiles_for<Form::kNumbers, S>(vectors);
   if constexpr (std::is_same_v<S, float>)
-    if (b.pairs) tiles = tiles_for<true, S>(vectors);
-  const S *panel = b.at, *init = to.init;
-  S* c = to.c;
-  int64_t stride = b.stride ? b.stride : vectors * Vec<S>::kLanes;
-  for (int64_t count = (rows + kTileRows - 1) / kTileRows; count > 0; --count) {
-    int64_t size = count == 1 ? rows : (rows + count - 1) / count;  // of one row, a division would show
-    tiles[size - 1](a, b.k, {panel, stride}, {init, to.init_stride}, {c, to.stride});
-    a.at += size, init += size * to.init_stride, c += size * to.stride, rows -= size;
-  }
+    if (b.form == Form::kPairs) tiles = tiles_for<Form::kPairs, S>(vectors);
+  multiply_by(tiles, rows, a, b, to);
 }
 
 // As pairs of lanes that differ in bit `Half`: a's sums where the bit is clear, b's where it is set.

@@ -173,6 +173,48 @@ FUSEDRNN_FN Halves narrow(Floats x, bfloat16) {
 }
 #endif
 
+// The last byte of each number. GCC takes them one by one for __builtin_convertvector.
+FUSEDRNN_FN Register<float>::Bytes last_bytes(Register<float>::Bits x) {
+#if FUSEDRNN_VECTOR_BYTES == 64
+  return (Register<float>::Bytes)_mm512_cvtepi32_epi8((__m512i)x);
+#elif FUSEDRNN_VECTOR_BYTES == 32
+  __m256i four = _mm256_shuffle_epi8((__m256i)x, _mm256_set1_epi32(0x0c080400));  // of each half, all over it
+  __m128i all = _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+  Register<float>::Bytes bytes;
+  std::memcpy(&bytes, &all, sizeof bytes);
+  return bytes;
+#else
+  return __builtin_convertvector(x, Register<float>::Bytes);
+#endif
+}
+
+// Sums of the products of the four bytes of each number: sum + a . b. With kByteOffset a's are unsigned and b's are
+// not, else none is -128.
+using Ints = Register<float>::Bits;
+#ifdef FUSEDRNN_VNNI
+constexpr int kByteOffset = 128;
+FUSEDRNN_FN Ints add_products_of_bytes(Ints sum, Ints a, Ints b) {
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+#else
+constexpr int kByteOffset = 0;
+FUSEDRNN_FN Ints add_products_of_bytes(Ints sum, Ints a, Ints b) {
+#if FUSEDRNN_VECTOR_BYTES == 64
+  auto even = [](Ints x) { return _mm512_srai_epi16(_mm512_slli_epi16((__m512i)x, 8), 8); };
+  auto odd = [](Ints x) { return _mm512_srai_epi16((__m512i)x, 8); };
+  return sum + (Ints)_mm512_madd_epi16(even(a), even(b)) + (Ints)_mm512_madd_epi16(odd(a), odd(b));
+#elif FUSEDRNN_VECTOR_BYTES == 32  // |a| and b with the sign of a: sums of two products fit into 16 bits
+  __m256i two = _mm256_maddubs_epi16(_mm256_abs_epi8((__m256i)a), _mm256_sign_epi8((__m256i)b, (__m256i)a));
+  return sum + (Ints)_mm256_madd_epi16(two, _mm256_set1_epi16(1));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b);
+#else
+  for (int shift = 0; shift < 32; shift += 8) sum += (a << (24 - shift) >> 24) * (b << (24 - shift) >> 24);
+  return sum;
+#endif
+}
+#endif
+
 // The first n numbers of a vector into a buffer, and out of one, which stays in a register where memory is masked: what
 // is written to it in bytes and read as a vector waits for all of them. The sanitizer does not look into masked
 // accesses.

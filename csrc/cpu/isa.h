@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "../packed.h"
 #include "../scan.h"
 #include "memory.h"
 #include "parallel.h"
@@ -39,12 +40,14 @@
 
 namespace fusedrnn {
 
-#define FUSEDRNN_DECLARE(isa)    \
-  namespace isa {                \
-  template <class Cell, class T> \
-  CpuDriver<T> driver();         \
+#define FUSEDRNN_DECLARE(isa)            \
+  namespace isa {                        \
+  template <class Cell, class T>         \
+  CpuDriver<T> driver();                 \
+  const PackedKernels& packed_kernels(); \
   }
 FUSEDRNN_DECLARE(avx512_bf16)
+FUSEDRNN_DECLARE(avx512_vnni)
 FUSEDRNN_DECLARE(avx512)
 FUSEDRNN_DECLARE(avx2)
 FUSEDRNN_DECLARE(neon_bf16)

@@ -38,7 +38,8 @@ class Matrix {
 
   // to = init + a B of that part of B.
   void multiply(int64_t rows, const S* const* a, const Part& of, const Target<S>& to) const {
-    Panel<S> panel{packed_ + ((of.n * K_ + of.first * padded<S>(of.columns)) >> pairs_), of.columns, of.k, pairs_};
+    Panel<S> panel{packed_ + ((of.n * K_ + of.first * padded<S>(of.columns)) >> pairs_), of.columns, of.k,
+                   form_of(pairs_)};
     if constexpr (std::is_same_v<T, S>)
       if (!packs_) panel.at = weight_ + of.first * N_ + of.n, panel.stride = N_;
     FUSEDRNN_ISA::multiply<S>(rows, {a}, panel, to);

@@ -17,9 +17,9 @@
 namespace fusedrnn {
 namespace {
 
-enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kNeonBf16 };
-constexpr Isa kAll[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kNeonBf16};
-constexpr const char* kNames[] = {"DEFAULT", "AVX2", "AVX512", "AVX512_BF16", "NEON_BF16"};
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kNeonBf16 };
+constexpr Isa kAll[] = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kNeonBf16};
+constexpr const char* kNames[] = {"DEFAULT", "AVX2", "AVX512", "AVX512_VNNI", "AVX512_BF16", "NEON_BF16"};
 
 [[maybe_unused]] bool has_neon_bf16() {
 #if defined(__linux__) && defined(__aarch64__)
@@ -33,16 +33,29 @@ constexpr const char* kNames[] = {"DEFAULT", "AVX2", "AVX512", "AVX512_BF16", "N
 #endif
 }
 
+#ifdef FUSEDRNN_X86_ISAS
+bool has_x86(Isa isa) {
+  __builtin_cpu_init();
+  switch (isa) {
+    case Isa::kAvx512Bf16:
+      return has_x86(Isa::kAvx512Vnni) && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAvx512Vnni:
+      return has_x86(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::kAvx512:
+      return has_x86(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512cd");
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    default:
+      return false;
+  }
+}
+#endif
+
 bool has(Isa isa) {
 #ifdef FUSEDRNN_X86_ISAS
-  __builtin_cpu_init();
-  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx512cd");
-  if (isa == Isa::kAvx512Bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
-  if (isa == Isa::kAvx512) return avx512;
-  if (isa == Isa::kAvx2) return avx2;
+  if (has_x86(isa)) return true;
 #elif defined(FUSEDRNN_ARM_ISAS)
   if (isa == Isa::kNeonBf16) return has_neon_bf16();
 #endif
@@ -54,7 +67,7 @@ bool has(Isa isa) {
 Isa best_isa() {
 #ifdef FUSEDRNN_X86_ISAS
   if (has(Isa::kAvx512Bf16) && __builtin_cpu_is("amd")) return Isa::kAvx512Bf16;
-  for (Isa isa : {Isa::kAvx512, Isa::kAvx2})
+  for (Isa isa : {Isa::kAvx512Vnni, Isa::kAvx512, Isa::kAvx2})
     if (has(isa)) return isa;
 #endif
   return has(Isa::kNeonBf16) ? Isa::kNeonBf16 : Isa::kBaseline;
@@ -95,6 +108,16 @@ CpuDriver<T> cpu_driver() {
     if (isa() == Isa::kNeonBf16) return neon_bf16::driver<Cell, T>();
 #endif
   return baseline::driver<Cell, T>();
+}
+
+const PackedKernels& packed_kernels([[maybe_unused]] int64_t rows) {
+#ifdef FUSEDRNN_X86_ISAS
+  if (isa() == Isa::kAvx512Bf16 && rows > 2) return avx512_bf16::packed_kernels();
+  if (isa() >= Isa::kAvx512Vnni) return avx512_vnni::packed_kernels();
+  if (isa() == Isa::kAvx512) return avx512::packed_kernels();
+  if (isa() == Isa::kAvx2) return avx2::packed_kernels();
+#endif
+  return baseline::packed_kernels();
 }
 
 template <class T, class... Cells>

@@ -103,16 +103,6 @@ FUSEDRNN_FN void for_panels(int64_t panel, int64_t begin, int64_t end, bool back
   }
 }
 
-// Calls f(first row, rows) for blocks of at most `most` rows, as even as can be.
-template <class F>
-FUSEDRNN_FN void for_blocks(int64_t rows, int64_t most, F&& f) {
-  for (int64_t m = 0, count = (rows + most - 1) / most; count > 0; --count) {
-    int64_t size = count == 1 ? rows - m : (rows - m + count - 1) / count;
-    f(m, size);
-    m += size;
-  }
-}
-
 // Member i's part of n things begins here; parts begin at multiples of `grain`.
 FUSEDRNN_FN int64_t boundary(int64_t n, int64_t i, int64_t members, int64_t grain) {
   int64_t grains = (n + grain - 1) / grain;
@@ -198,12 +188,12 @@ FUSEDRNN_FN void store_planes(const V* from, E* to, int64_t stride, int64_t lane
   for (int i = 0; i < Count; ++i) from[i].store(to + i * stride, lanes);
 }
 
-// What a cell is given beside gates and states, for units j on of a packed row: unit vectors ([U, H] in rows of
-// padded(H)) and per-step inputs.
+// What a cell is given beside gates and states, for units j on of a packed row: unit vectors [U, H] and per-step
+// inputs.
 template <class Cell, class T, class S, class V>
-FUSEDRNN_FN void load_operands(const ScanParams<T>& p, int64_t row, int64_t j, const S* vectors, V* to) {
+FUSEDRNN_FN void load_operands(const ScanParams<T>& p, int64_t row, int64_t j, Strided<const S> vectors, V* to) {
   constexpr int U = Cell::kVectors;
-  for (int u = 0; u < U; ++u) to[u] = V::load(vectors + u * padded<S>(p.shape.hidden) + j);
+  for (int u = 0; u < U; ++u) to[u] = V::load(vectors.at + u * vectors.stride + j);
   for (int e = 0; e < Cell::kInputs; ++e) {
     const StepInput<const T>& input = p.inputs[e];
     to[U + e] = input.per_unit ? V::load(input.values + row * p.shape.hidden + j, p.shape.hidden - j)

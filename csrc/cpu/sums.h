@@ -300,7 +300,7 @@ class Sums {
     for (int64_t m = 0; m < units; ++m) a[m] = columns.from + m;
     for_panels(rows.kWidth, 0, rows.width(), false, [&](int64_t n, int64_t width) {
       S* c = sum.row(unit) + n;
-      multiply<S>(units, {a, columns.stride}, {rows.panel(n, count), width, count, kDotProducts},
+      multiply<S>(units, {a, columns.stride}, {rows.panel(n, count), width, count, form_of(kDotProducts)},
                   {turn.first ? zero_bias : c, turn.first ? 0 : sum.stride(), c, sum.stride()});
     });
     if (turn.last) sum.store(unit, units);

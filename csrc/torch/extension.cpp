@@ -13,6 +13,7 @@
 #include "cuda.h"
 #include "cudnn.h"
 #include "memory.h"
+#include "packed_layers.h"
 #include "plain.h"
 #include "python.h"
 #include "sums.h"
@@ -134,6 +135,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cached_cast",
         [](const Tensor& t, at::ScalarType dtype) { return at::autocast::cached_cast(dtype, t, t.device().type()); });
   m.def("scan", pybind11::overload_cast<const std::string&, bool, bool, pybind11::handle>(&scan));
+  m.def("run_packed", pybind11::overload_cast<const std::string&, int64_t, bool, bool, pybind11::handle,
+                                              pybind11::handle, pybind11::handle>(&run_packed));
+  pybind11::class_<Stream>(m, "Stream")
+      .def(pybind11::init(
+          [](const std::string& cell, int64_t layers, bool projects, const std::vector<Tensor>& weights, int64_t rows,
+             const std::vector<double>& zones) { return Stream({cell, layers, projects, weights}, rows, zones); }))
+      .def("step", &Stream::step, Release())
+      .def("states", &Stream::states)
+      .def("set_states", &Stream::set_states);
   m.def("set_gradients", pybind11::overload_cast<pybind11::object>(&set_gradients));
   m.def("sum_over_steps", &sums_of);
 }

@@ -9,6 +9,7 @@
 #include "../scan.h"
 #include "cuda.h"
 #include "memory.h"
+#include "packed_layers.h"
 #include "plain.h"
 #include "recompute.h"
 #include "sums.h"
@@ -87,8 +88,9 @@ class Layer {
     p.batch = {in.x.is_cuda() ? pointer<int64_t>(device_offsets) : offsets.data(), pointer<int64_t>(in.lengths),
                pointer<bool>(in.reset)};
     for (int d = 0; d < shape.directions; ++d)
-      p.weights[d] = {pointer<T>(in.w_ih, d), pointer<T>(in.w_hh, d), pointer<T>(in.b_ih, d),
-                      pointer<T>(in.b_hh, d), pointer<T>(in.w_hr, d), pointer<T>(in.vectors, d)};
+      p.weights[d] = {pointer<T>(in.w_ih, d),           pointer<T>(in.w_hh, d), pointer<T>(in.b_ih, d),
+                      pointer<T>(in.b_hh, d),           pointer<T>(in.w_hr, d), pointer<T>(in.vectors, d),
+                      pointer<const void>(in.packed, d)};
     for (size_t e = 0; e < in.step_inputs.size(); ++e)
       p.inputs[e] = {pointer<const T>(in.step_inputs, e), is_per_unit(in.step_inputs[e])};
     (in.is_projected() ? p.gates_x : p.x) = pointer<T>(in.x);
@@ -222,6 +224,11 @@ class Layer {
     shape.hidden = projects() && in.w_hr[0].dim() == 2 ? in.w_hr[0].size(1) : shape.projected;
     int64_t gates = traits.gates * shape.hidden, recurrent = traits.recurrent * shape.hidden;
     int64_t all_gates = shape.directions * gates;
+    if (!in.w_hr.empty()) take_all(in.w_hr, {shape.projected, shape.hidden}, "w_hr");
+    check(projects() ? traits.states > 1 : shape.projected == shape.hidden,
+          "only an LSTM with w_hr has a hidden state of another size; got ", shape.projected, " for hidden size ",
+          shape.hidden);
+    if (!in.packed.empty()) return take_packed();
     if (!in.is_projected()) take_all(in.w_ih, {gates, shape.input}, "w_ih");
     if (traits.recurrent) take_all(in.w_hh, {recurrent, shape.projected}, "w_hh");
     check(in.is_projected() ? in.b_ih.empty() : !traits.recurrent || in.b_ih.size() == in.b_hh.size(),
@@ -231,10 +238,14 @@ class Layer {
     if (!in.b_ih.empty()) take_all(in.b_ih, {gates}, "b_ih");
     if (!in.b_hh.empty()) take_all(in.b_hh, {recurrent}, "b_hh");
     if (traits.vectors) take_all(in.vectors, {traits.vectors, shape.hidden}, "vectors");
-    if (!in.w_hr.empty()) take_all(in.w_hr, {shape.projected, shape.hidden}, "w_hr");
-    check(projects() ? traits.states > 1 : shape.projected == shape.hidden,
-          "only an LSTM with w_hr has a hidden state of another size; got ", shape.projected, " for hidden size ",
-          shape.hidden);
+  }
+
+  void take_packed() {
+    bool alone = in.w_ih.empty() && in.w_hh.empty() && in.b_ih.empty() && in.b_hh.empty() && in.vectors.empty();
+    check(alone && !in.h_mask.defined(), "packed weights replace all others but w_hr, and take no h_mask");
+    check(in.packed.size() == static_cast<size_t>(shape.directions), "there must be one packed block a direction, got ",
+          in.packed.size(), " for D = ", shape.directions);
+    for (Tensor& t : in.packed) check_packed(t = dense(t, "a packed block"), traits, shape, in.x);
   }
 
   void take_states(std::vector<Tensor>& states, const char* which) const {
@@ -304,7 +315,10 @@ ScanOutputs scan_forward(const std::string& name, bool save, bool sequences, Sca
         p.gates_x = pointer<T>(gates_x);
         return run_forward(layer.cell, p, x);
       }
-    driver<CpuDriver<T>>(layer.cell.cpu, layer.traits).forward(layer.params<T>(out));
+    const CpuDriver<T>& kernels = driver<CpuDriver<T>>(layer.cell.cpu, layer.traits);
+    if (layer.in.packed.empty()) return kernels.forward(layer.params<T>(out));
+    check(kernels.packed, "no kernels of ", layer.traits.name, " for packed weights are loaded");
+    kernels.packed(layer.params<T>(out));
   });
   if (layer.one_step) out.last[0] = Tensor();
   return out;
@@ -329,6 +343,7 @@ ScanOutputs take_outputs(const Layer& layer, const ScanOutputs& given) {
 
 std::vector<Tensor> scan_backward(const std::string& name, const ScanInputs& inputs, ScanOutputs outputs,
                                   const ScanOutputGrads& given, const std::vector<bool>& wanted) {
+  check(inputs.packed.empty(), "packed weights are for inference: they have no gradients");
   RnnPrecision precision(inputs.x);
   if (!outputs.saved.defined()) recompute(name, inputs, &outputs);
   Layer layer(name, inputs);

@@ -18,6 +18,7 @@ struct ScanInputs {
   std::vector<at::Tensor> b_ih, b_hh;    // [G*H] and [B*H], or none
   std::vector<at::Tensor> w_hr;          // [P, H], or none
   std::vector<at::Tensor> vectors;       // [U, H], none for U = 0
+  std::vector<at::Tensor> packed;        // in place of all of these but w_hr: bytes, see packed.h
   std::vector<at::Tensor> reset_states;  // as initial, or none for zeros
   std::vector<at::Tensor> step_inputs;   // [T, N] or [T, N, H], packed [R] or [R, H]
   at::Tensor batch_sizes;                // [T] int64 on the CPU, of packed rows
@@ -34,6 +35,7 @@ struct ScanInputs {
   template <class Self, class F>
   static void differentiable_fields(Self& in, F&& f) {
     f(in.x), f(in.initial), f(in.w_ih), f(in.w_hh), f(in.b_ih), f(in.b_hh), f(in.w_hr), f(in.vectors);
+    f(in.packed);
     f(in.reset_states), f(in.step_inputs);
   }
 
@@ -41,16 +43,17 @@ struct ScanInputs {
 
   bool is_one_step() const { return initial[0].dim() == 2 && !batch_sizes.defined(); }
   int64_t directions() const { return is_one_step() ? 1 : initial[0].size(0); }
-  bool is_projected() const { return w_ih.empty(); }
+  bool is_projected() const { return w_ih.empty() && packed.empty(); }
 };
 
-constexpr std::vector<at::Tensor> ScanInputs::* kWeightKinds[] = {&ScanInputs::w_ih, &ScanInputs::w_hh,
-                                                                  &ScanInputs::b_ih, &ScanInputs::b_hh,
-                                                                  &ScanInputs::w_hr, &ScanInputs::vectors};
+constexpr std::vector<at::Tensor> ScanInputs::* kWeightKinds[] = {
+    &ScanInputs::w_ih, &ScanInputs::w_hh,    &ScanInputs::b_ih,  &ScanInputs::b_hh,
+    &ScanInputs::w_hr, &ScanInputs::vectors, &ScanInputs::packed};
 
 constexpr char kInputsSchema[] =
     "Tensor x, Tensor[] initial, Tensor[] w_ih, Tensor[] w_hh, Tensor[] b_ih, Tensor[] b_hh, Tensor[] w_hr, "
-    "Tensor[] vectors, Tensor[] reset_states, Tensor[] step_inputs, Tensor? batch_sizes, Tensor? lengths, Tensor? "
+    "Tensor[] vectors, Tensor[] packed, Tensor[] reset_states, Tensor[] step_inputs, Tensor? batch_sizes, Tensor? "
+    "lengths, Tensor? "
     "reset, Tensor? h_mask, Tensor[] zones";
 
 struct ScanOutputs {

@@ -173,6 +173,9 @@ bool wants_gradients(const ScanInputs& inputs) {
       for (const Tensor& t : field) any |= t.requires_grad();
   };
   ScanInputs::differentiable_fields(inputs, look);
+  TORCH_CHECK(!any || inputs.packed.empty(),
+              "packed weights are for inference and have no gradients: call the layer under torch.no_grad(), or with "
+              "tensors that require none");
   return any;
 }
 

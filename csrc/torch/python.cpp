@@ -7,6 +7,7 @@
 
 #include "node.h"
 #include "operators.h"
+#include "packed_layers.h"
 #include "plain.h"
 
 namespace fusedrnn {
@@ -102,6 +103,30 @@ std::optional<std::vector<Tensor>> scan(const std::string& cell, bool sequences,
                     "fusedrnn: x and h0 must be tensors");
   pybind11::gil_scoped_release no_gil;
   return scan(cell, sequences, recompute, in);
+}
+
+std::optional<std::vector<Tensor>> run_packed(const std::string& cell, int64_t layers, bool projects, bool batch_first,
+                                              pybind11::handle weights, pybind11::handle input, pybind11::handle hx) {
+  auto plain = [](PyObject* object) { return THPVariable_CheckExact(object) && is_plain(THPVariable_Unpack(object)); };
+  auto take = [&](pybind11::handle given, std::vector<Tensor>* to) {
+    if (given.is_none()) return true;
+    if (PyList_Check(given.ptr()) || PyTuple_Check(given.ptr())) {
+      for (PyObject* object : items(given)) {
+        if (!plain(object)) return false;
+        to->push_back(THPVariable_Unpack(object));
+      }
+      return !to->empty();
+    }
+    if (!plain(given.ptr())) return false;
+    to->push_back(THPVariable_Unpack(given.ptr()));
+    return true;
+  };
+  PackedLayers all{cell, layers, projects, {}};
+  std::vector<Tensor> states;
+  if (is_watched() || !plain(input.ptr()) || !take(weights, &all.weights) || !take(hx, &states)) return {};
+  const Tensor& x = THPVariable_Unpack(input.ptr());
+  pybind11::gil_scoped_release no_gil;
+  return run_packed(all, batch_first, x, std::move(states));
 }
 
 void set_gradients(pybind11::object gradients) {

@@ -18,6 +18,11 @@ ScanInputs inputs_of(pybind11::handle tuple);
 std::optional<std::vector<at::Tensor>> scan(const std::string& cell, bool sequences, bool recompute,
                                             pybind11::handle inputs);
 
+// run_packed (packed_layers.h) of a module's tensors and what it was called with; hx may be none, a tensor or several.
+std::optional<std::vector<at::Tensor>> run_packed(const std::string& cell, int64_t layers, bool projects,
+                                                  bool batch_first, pybind11::handle weights, pybind11::handle input,
+                                                  pybind11::handle hx);
+
 // Registers what node.h asks where its own backward pass will not do: gradients(cell, inputs, outputs, grads, wanted),
 // with lists as in operators.h.
 void set_gradients(pybind11::object gradients);

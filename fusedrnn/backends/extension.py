@@ -80,6 +80,9 @@ def scan(cell: str, sequences: bool, recompute: bool, inputs: ScanInputs) -> lis
     return _C.scan(cell, sequences, recompute, inputs) if _C is not None else None
 
 
+run_packed = None if _C is None else _C.run_packed  # see csrc/torch/packed_layers.h
+
+
 def constant_in_graphs(function):
     """Marks a function whose result a compiled graph keeps as a constant.
 

@@ -73,8 +73,8 @@ def _one_step(cell, inputs):
 
 
 def _weights(inputs: ScanInputs, d: int) -> list[Tensor | None]:
-    """The weights of one direction; absent ones are None."""
-    return [kind[d] if kind else None for kind in (getattr(inputs, name) for name in WEIGHTS)]
+    """The weights of one direction, not packed; absent ones are None."""
+    return [kind[d] if kind else None for kind in (getattr(inputs, name) for name in WEIGHTS[:-1])]
 
 
 def _given(vectors: Tensor | None, step_inputs: Sequence[Tensor]) -> dict:

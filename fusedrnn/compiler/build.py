@@ -36,6 +36,7 @@ _ISAS = {
     "DEFAULT": ([], 16, ""),
     "AVX2": (["-march=x86-64-v3"], 32, ""),
     "AVX512": (["-march=x86-64-v4"], 64, ""),
+    "AVX512_VNNI": (["-march=x86-64-v4"], 64, ""),
     "AVX512_BF16": (["-march=x86-64-v4", "-mavx512bf16"], 64, "cpu/dot_avx512.h"),
     "NEON_BF16": (["-march=armv8.2-a+bf16"], 16, "cpu/dot_neon.h"),
 }
@@ -49,6 +50,7 @@ _UNIT = """\
 #include "cpu/backward.h"
 #include "cpu/forward.h"
 #include "cpu/functions.h"
+#include "cpu/packed_gates.h"
 #include "functions.h"
 
 namespace fusedrnn::{isa} {{  // the linker may merge symbols of equal names
@@ -61,7 +63,8 @@ extern "C" int fusedrnn_register_cell(char* message, size_t room) {{
   using Driver = CpuDriver<{type}>;
   try {{
     CellDrivers drivers{{traits_of<Cell>(), {{}}, {{}}}};
-    std::get<Driver>(drivers.cpu) = {{{isa}::scan_forward<Cell, {type}>, {isa}::scan_backward<Cell, {type}>}};
+    std::get<Driver>(drivers.cpu) = {{
+        {isa}::scan_forward<Cell, {type}>, {isa}::scan_backward<Cell, {type}>, {packed}}};
     register_cell(drivers);
     return 0;
   }} catch (const std::exception& error) {{
@@ -90,13 +93,15 @@ def load(struct_text: str, struct_name: str, dtype: torch.dtype) -> None:
             return
         isa = _instruction_set(dtype)
         flags, vector_bytes, pairs = _ISAS[isa]
+        isa = f"compiled_{hashlib.sha256(struct_text.encode()).hexdigest()[:12]}"
         unit = _UNIT.format(
-            isa=f"compiled_{hashlib.sha256(struct_text.encode()).hexdigest()[:12]}",
+            isa=isa,
             vector_bytes=vector_bytes,
             definitions=f'#define FUSEDRNN_DOT_PRODUCTS\n#include "{pairs}"\n' if pairs else "",
             struct_text=struct_text,
             struct=struct_name,
             type=_TYPES[dtype],
+            packed=f"{isa}::scan_packed<Cell>" if dtype is torch.float32 else "nullptr",
         )
         what = f"cell {struct_name} for {str(dtype).removeprefix('torch.')}"
         with compiled(unit, flags, what) as library:

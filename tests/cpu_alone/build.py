@@ -36,3 +36,9 @@ def library(csrc: Path = build.CSRC) -> Path:
 def program(mode: str, csrc: Path = build.CSRC) -> Path:
     """The kernels in a program, with or without a sanitizer: see replay.cpp."""
     return kernels("cpu-replay", mode, csrc, (build.HERE / "replay.cpp",))
+
+
+def packed_program(csrc: Path = build.CSRC, *flags: str) -> Path:
+    """The products with packed weights in a program: see packed.cpp."""
+    jobs = [(source, [*COMMON, "-O1", *flags], csrc) for source in (HERE / "packed.cpp", csrc / "packed.cpp")]
+    return build.link("packed", build.compile_all(jobs), "plain")

@@ -9,7 +9,7 @@
 namespace fusedrnn::FUSEDRNN_ISA {
 template <class Cell, class T>
 CpuDriver<T> driver() {
-  return {scan_forward<Cell, T>, scan_backward<Cell, T>};
+  return {scan_forward<Cell, T>, scan_backward<Cell, T>, nullptr};
 }
 }  // namespace fusedrnn::FUSEDRNN_ISA
 
