@@ -163,7 +163,8 @@ struct StepCost {
   double product;  // each product of two tiles by a warp on tensor cores
 };
 
-// Estimates, fitted to what make gpu-cost counts in machine code, and published numbers. Measurements may replace them.
+// Estimates, none of them measured: of a step loop without options and with constant sizes, counted in a prototype, and
+// published latencies. benchmarks/gpu_cost/fit.py fits them to make gpu-cost or to measurements.
 struct Costs {
   StepCost step[4][2] = {
       {{150, 70, 7}, {400, 70, 12}},    // block: forward, backward
