@@ -1,5 +1,5 @@
 """Fits the Costs of csrc/cuda/plan.h to the cycles of estimates.json: fixed costs of each tier, and for all tiers the
-cost of a pair and of a product. What is got from other blocks and from L2 is in products then: exchange and chunk are 0.
+cost of a pair and of a product. What is got from other blocks and from L2 is in products: exchange and chunk are 0.
 
     PYTHONPATH=. python -m benchmarks.gpu_cost.fit
 
