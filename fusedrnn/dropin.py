@@ -159,7 +159,7 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
 
     def _cudnn_serves(self, batch: Batch, hx) -> bool:
         x = batch.x
-        if not x.is_cuda or type(x) is not Tensor:
+        if not x.is_cuda or type(x) is not Tensor or torch.compiler.is_compiling():
             return False
         tensors = (x, *tree_leaves(hx), *self._parameters.values())
         differentiable = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
