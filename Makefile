@@ -70,7 +70,8 @@ docs: build .venv/.docs ## the documentation as HTML, in build/docs; a warning i
 lint: .venv/.lint ## ruff, clang-format, lizard and mypy on a user's script, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(RUN_ALONE) benchmarks/roofline.cpp
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES:%.md=) $(RUN_ALONE) benchmarks/roofline.cpp \
+	  benchmarks/gpu_cost/launches.cpp
 	$(BIN)/lizard -w -W whitelizer.txt -l cpp -l python --length 60 --CCN 15 --arguments 8 \
 	  csrc emulator fusedrnn benchmarks examples tests setup.py
 	$(BIN)/mypy

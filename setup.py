@@ -9,7 +9,8 @@ Environment:
     FUSEDRNN_NO_KERNELS=1  install without compiling anything: version 0.2.0+nokernels
     FUSEDRNN_CUDA=0|1      leave the CUDA part out, or insist on it; by default it is built where nvcc and a CUDA build
                            of torch are found (whether a GPU is in sight makes no difference)
-    TORCH_CUDA_ARCH_LIST   architectures of the CUDA part, "8.0;9.0+PTX" by default
+    TORCH_CUDA_ARCH_LIST   architectures of the CUDA part; by default 8.0, 9.0, and 10.0 and 12.0 where nvcc knows them,
+                           with the newest also as PTX for GPUs to come
     FUSEDRNN_SANITIZE=1    AddressSanitizer and UndefinedBehaviorSanitizer
     MAX_JOBS               compiler processes at a time
     CXX                    the C++ compiler; it must know C++20
@@ -121,6 +122,13 @@ def why_no_cuda():
     return None
 
 
+def default_architectures(nvcc_knows):
+    """nvcc_knows: what nvcc --list-gpu-code prints."""
+    known = set(nvcc_knows.split())
+    newer = [f"{major}.0" for major in (10, 12) if f"sm_{major}0" in known]
+    return ";".join(["8.0", "9.0", *newer]) + "+PTX"
+
+
 def with_cuda():
     wanted = os.environ.get("FUSEDRNN_CUDA", "")
     if wanted not in ("", "0", "1"):
@@ -148,7 +156,8 @@ def extensions():
         link += sanitize
     make, sources, flags = cpp_extension.CppExtension, CPU_SOURCES, cxx
     if with_cuda():
-        architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+        known = nvcc_says("--list-gpu-code")
+        architectures = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(known))
         macros += [CUDA_MACRO, ("FUSEDRNN_CUDA_ARCHS", f'"{architectures}"')]
         make, sources = cpp_extension.CUDAExtension, [*CPU_SOURCES, "csrc/torch/cuda.cpp", *CUDA_SOURCES]
         flags = {"cxx": cxx, "nvcc": ["-O3", "-std=c++20"]}

@@ -57,6 +57,8 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     fewest = [1] if args.device == "cuda" else [min(2, cores)] if args.quick else [1, min(2, cores)]
     args.threads = sorted(set(args.threads or fewest))
     args.seconds = args.seconds or (0.25 if args.quick else 0.4)
+    if args.device == "cuda":
+        os.environ["FUSEDRNN_CUDNN"] = "0"  # the kernels are timed, beside cuDNN
     if args.device == "cuda" and not (torch.cuda.is_available() or args.list):
         parser.error("--device cuda: torch finds no GPU")
     if args.against and (args.device == "cuda" or not (args.against / "fusedrnn").is_dir()):

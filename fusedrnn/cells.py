@@ -8,8 +8,9 @@ from torch.types import Device
 
 from . import twin
 from .batch import fits
+from .choice import torch_serves
 from .inputs import ScanInputs
-from .scan import scan, torch_serves
+from .scan import scan
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 

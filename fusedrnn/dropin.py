@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Generic, Literal, TypeVar, overload
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves
 
 from . import stack, twin
 from .batch import Batch, CallOptions, fits, make_batch
+from .choice import Call, Layers, cudnn_serves, has_kernels, torch_serves
 from .noise import Noise, check_option
-from .scan import has_kernels, torch_serves
 
 T = TypeVar("T")
 State = TypeVar("State")  # h, or (h, c)
@@ -55,8 +57,9 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
         return nn.RNNBase.extra_repr(self) + "".join(f", {name}={value}" for name, value in options.items() if value)
 
     def flatten_parameters(self) -> None:
-        """Does nothing where there are kernels: they read the weights in every call, and keep no packed copy."""
-        if not all(has_kernels(p) for p in self.parameters(recurse=False)):
+        """Does nothing where there are kernels only: they read the weights in every call, and keep no packed copy."""
+        parameters = list(self.parameters(recurse=False))
+        if any(p.is_cuda for p in parameters) or not all(map(has_kernels, parameters)):
             nn.RNNBase.flatten_parameters(self)
 
     @overload
@@ -132,7 +135,7 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
     def forward(self, input, hx=None, lengths=None, reset=None, reset_state=None, return_state_sequence=False):
         batch = make_batch(input, self.batch_first)
         plain = batch is not None and _is_plain(batch, lengths, reset, reset_state, return_state_sequence)
-        if plain and torch_serves(batch.x) and not twin.rates(self):
+        if plain and (torch_serves(batch.x) or self._cudnn_serves(batch, hx)) and not twin.rates(self):
             return self.torch_class.forward(self, input, hx)
         parameters = self._parameters  # fast path: nn.Module's getattr takes four times as long
         weights = [parameters[name] if name in parameters else getattr(self, name) for name in self._flat_weights_names]
@@ -153,6 +156,19 @@ class DropIn(nn.RNNBase, Generic[State, Steps, PackedSteps]):
             return output, state
         sequences = [tuple(map(batch.give_sequence, (*steps, None)[:2])) for steps in sequences]
         return output, state, sequences if return_state_sequence == "all" else sequences[-1][1]
+
+    def _cudnn_serves(self, batch: Batch, hx) -> bool:
+        x = batch.x
+        if not x.is_cuda or type(x) is not Tensor or torch.compiler.is_compiling():
+            return False
+        tensors = (x, *tree_leaves(hx), *self._parameters.values())
+        differentiable = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+        if differentiable and not self.training:  # cuDNN keeps nothing for the backward pass in eval()
+            return False
+        H, D, packed = self.hidden_size, 1 + self.bidirectional, batch.batch_sizes is not None
+        steps = len(batch.batch_sizes) if packed else x.shape[0]
+        layers = Layers(self.mode, H, self.proj_size or H, self.num_layers, D)
+        return cudnn_serves(layers, Call(steps, batch.rows, x.shape[-1], packed, differentiable), x)
 
     def _module_options(self, batch: Batch, states: int) -> stack.Options:
         """The options of the module, without those of the call."""

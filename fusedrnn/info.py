@@ -11,7 +11,9 @@ from torch import nn
 from . import twin
 from .backends import extension as backend
 from .backends import origin
-from .scan import has_kernels
+from .choice import cudnn_wish, has_kernels
+
+CUDNN = {"": "for plain calls where its estimate is lower", "0": "never", "1": "for all plain calls"}
 
 
 def info() -> dict[str, str]:
@@ -30,6 +32,8 @@ def info() -> dict[str, str]:
         found["kernels"] = "CPU" + (" and CUDA" if extension.cuda_version else "")
         found["instruction set"] = _instruction_set(extension)
         found["CUDA part"] = _cuda(extension)
+        if extension.cuda_version:
+            found["cuDNN"] = f"{CUDNN[cudnn_wish()]} (FUSEDRNN_CUDNN=0 or 1 forces it)"
     found["CUDA devices"] = _devices()
     found["threads"] = f"{torch.get_num_threads()} (torch.set_num_threads) of {os.cpu_count()} processors"
     return found
@@ -42,6 +46,8 @@ def serves(module: nn.Module) -> str:
     """
     p = next(module.parameters())
     if has_kernels(p):
+        if p.is_cuda and isinstance(module, nn.RNNBase) and cudnn_wish() != "0" and not twin.rates(module):
+            return f"the CUDA kernels; cuDNN {CUDNN[cudnn_wish()]}"
         return "the CUDA kernels" if p.is_cuda else "the CPU kernels"
     rest = "the reference in PyTorch"
     return rest if twin.rates(module) else f"torch.nn; what it cannot do, {rest}"

@@ -5,58 +5,27 @@ every tensor: its memory is read only if it is dense and stores its own values. 
 kernels as opaque operators, as do modes, tracers, fake and functional tensors, subclasses with ``__torch_function__``
 and tensors whose bits negate or conjugate. Everything else (derivatives of higher order, function transforms,
 forward-mode derivatives, other devices and dtypes, tensors whose values only their own operations can read) runs in
-:mod:`fusedrnn.backends.reference`, with operations of PyTorch, as in torch.nn. Where there are no
-kernels, the modules hand what torch.nn can do to torch.nn itself: see :func:`torch_serves`.
+:mod:`fusedrnn.backends.reference`, with operations of PyTorch, as in torch.nn. What is better left to
+torch.nn itself does not come here: see :mod:`fusedrnn.choice`.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .backends import compiled, extension, onnx, operators, reference
+from .choice import has_kernels
 from .inputs import ScanInputs
 
 # The CPU kernels vectorise over the units of a row, PyTorch's operations over rows. With at most this many units and at
 # least this many rows, the latter are faster.
 FEW_UNITS = {"LSTM": 1, "GRU": 2, "RNN_TANH": 3, "RNN_RELU": 3}
 MOST_FEW_UNITS, MANY_ROWS = max(FEW_UNITS.values()), 1000
-OLDEST_GPU = (8, 0)  # compute capability that the CUDA kernels need, as kOldest of csrc/torch/cuda.cpp
 
 Outputs = tuple[list[Tensor | None], list[Tensor | None]]
-
-
-def has_kernels(x: Tensor) -> bool:
-    """Are there kernels for the device and dtype of x?"""
-    if extension._C is None or x.dtype not in extension.DTYPES:
-        return False
-    return x.is_cpu or x.is_meta or (x.is_cuda and bool(extension._C.cuda_version) and _is_new_enough(x.device.index))
-
-
-@extension.constant_in_graphs
-@functools.cache
-def _is_new_enough(gpu: int) -> bool:
-    return torch.cuda.get_device_capability(gpu) >= OLDEST_GPU
-
-
-def torch_serves(x: Tensor) -> bool:
-    """Is a call with this input, and with nothing that torch.nn does not know, one for torch.nn's own forward()?
-
-    So it is where there are no kernels. torch.nn fails with transforms, forward-mode derivatives and empty sequences,
-    and computes with what is not there on the meta device.
-    """
-    return (
-        not has_kernels(x)
-        and x.numel() > 0
-        and not x.is_meta
-        and not torch.compiler.is_compiling()
-        and forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
-    )
 
 
 def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool = False) -> Outputs:

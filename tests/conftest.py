@@ -1,10 +1,13 @@
 """Set-up of every test: two threads at most, the same random numbers each time; and the available devices."""
 
+import os
+
 import pytest
 import torch
 
 from fusedrnn.backends import extension
 
+os.environ.setdefault("FUSEDRNN_CUDNN", "0")  # the kernels are tested; test_choice.py tests who is chosen
 WHY_NO_CUDA = None
 if not torch.cuda.is_available():
     WHY_NO_CUDA = "no GPU is in sight"

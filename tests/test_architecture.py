@@ -80,7 +80,7 @@ RANKS = [
     "compiler.__init__ compiler.__main__",
     "zoo backends.reference noise",
     "backends.operators backends.compiled",
-    "backends.onnx",
+    "backends.onnx choice",
     "scan",
     "stack batch",
     "dropin recurrent cells",

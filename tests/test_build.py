@@ -115,8 +115,16 @@ def test_a_typing_error_in_the_override_is_an_error(setup, monkeypatch):
         setup["with_cuda"]()
 
 
-@pytest.mark.parametrize("given, used", [(None, "8.0;9.0+PTX"), ("8.6", "8.6")])
-def test_the_architecture_list_is_honoured(setup, monkeypatch, given, used):
+@pytest.mark.parametrize(
+    "given, known, used",
+    [
+        (None, "sm_80 sm_90", "8.0;9.0+PTX"),
+        (None, "sm_80\nsm_90\nsm_100\nsm_120\nsm_121", "8.0;9.0;10.0;12.0+PTX"),
+        ("8.6", "sm_120", "8.6"),
+    ],
+)
+def test_the_architecture_list_is_honoured(setup, monkeypatch, given, known, used):
+    replace(monkeypatch, setup, "nvcc_says", lambda *arguments: known)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
     if given:

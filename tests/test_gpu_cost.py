@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from gpu_cost import cubin, machine, walk
+from gpu_cost import cubin, machine, operands, walk
 from gpu_cost.build import Launched
 
 FREE = cubin.NO_SCOREBOARD
@@ -53,10 +53,11 @@ def test_a_step_is_the_difference_between_two_numbers_of_steps():
 @pytest.mark.parametrize("guard", ["P1", "!P1"])
 def test_a_branch_on_what_nobody_knows_goes_the_shorter_way(guard):
     slow = [("FMUL R1, R1, R1",)] * 7
-    ways = [("FSETP.GT.AND P1, PT, R1, R2, PT",), (f"@{guard} BRA `(.L_x_1)",), *slow, ".L_x_1", ("EXIT",)]
-    assert count(1, *ways).instructions == 3
-    away = [("FSETP.GT.AND P1, PT, R1, R2, PT",), (f"@{guard} BRA `(.L_x_1)",), ".L_x_2", ("EXIT",)]
-    assert count(1, *away, ".L_x_1", *slow, ("BRA `(.L_x_2)",)).instructions == 3
+    unknown = ("MUFU.RCP R1, R3",)
+    ways = [unknown, ("FSETP.GT.AND P1, PT, R1, R2, PT",), (f"@{guard} BRA `(.L_x_1)",), *slow, ".L_x_1", ("EXIT",)]
+    assert count(1, *ways).instructions == 4
+    away = [unknown, ("FSETP.GT.AND P1, PT, R1, R2, PT",), (f"@{guard} BRA `(.L_x_1)",), ".L_x_2", ("EXIT",)]
+    assert count(1, *away, ".L_x_1", *slow, ("BRA `(.L_x_2)",)).instructions == 4
 
 
 def test_memory_with_contents_is_read_and_other_memory_is_unknown():
@@ -90,16 +91,18 @@ def test_memory_with_contents_is_read_and_other_memory_is_unknown():
         ("SEL R0, R1, R2, !PT", {"R2": 3}, 3),
         ("PRMT R0, R1, 0x7610, R2", {"R1": 0x1234, "R2": 0xABCD0000}, 0xABCD1234),
         ("HFMA2.MMA R0, -RZ, RZ, 0, 5.9604644775390625e-08", {}, 1),
+        ("P2R R0, PR, R1, 0x5", {"R1": 8, "P0": 0, "P2": 1}, 12),
         ("FADD R0, R1, R2", {"R1": 1, "R2": 1}, None),
         ("MUFU.RCP R0, R1", {"R1": 1}, None),
     ],
 )
 def test_integers_are_computed(text, given, result):
     (instruction,) = kernel((text,)).code
-    state = machine.State(b"", {})
+    state = operands.State(b"", {})
     state.R[0] = 99
+    state.R[1:3] = None, None
     for name, value in given.items():
-        machine.write(state, name, value)
+        operands.write(state, name, value)
     machine.semantics(instruction)(state)
     assert state.R[0] == result
 

@@ -7,7 +7,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
 from twins import arguments, every_class, every_sequence, only_on_cpu, pair, results_and_gradients, tensors
 
-from fusedrnn import info, scan
+from fusedrnn import info
 from fusedrnn.backends import extension, reference
 
 pytestmark = only_on_cpu
@@ -78,21 +78,6 @@ def test_a_changed_weight_is_seen(device):
     changed = {"weight_hh_l0": torch.zeros_like(ours.weight_hh_l0)}
     theirs.load_state_dict(theirs.state_dict() | changed)
     assert torch.equal(torch.func.functional_call(ours, changed, x)[0], theirs(x)[0])
-
-
-def test_a_gpu_that_is_too_old_has_no_kernels(device, monkeypatch):
-    class OnGpu:
-        is_cpu = is_meta = False
-        is_cuda = True
-        dtype = torch.float32
-        device = torch.device("cuda", 0)
-
-    monkeypatch.setattr(extension, "_C", type("Extension", (), {"cuda_version": 13000}))
-    for capability, good in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
-        scan._is_new_enough.cache_clear()
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu, found=capability: found)
-        assert scan.has_kernels(OnGpu()) is good
-    scan._is_new_enough.cache_clear()
 
 
 def test_info_says_which_serves_a_module(device, monkeypatch):

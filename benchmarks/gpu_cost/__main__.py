@@ -39,7 +39,7 @@ STEPS = (4, 6)
 TIERS = {"block": [(64, 8), (128, 8)], "cluster": [(256, 16), (512, 16)], "grid": [(768, 16), (1024, 16)]}
 TIERS |= {"stepwise": [(1024, 128)]}
 CELLS = {"LSTM": "hc", "GRU": "h", "RNN_TANH": "h"}  # and the first letters of their states
-DTYPES = ("bfloat16", "float16", "tf32", "float", "double")
+DTYPES = ("bfloat16", "tf32", "float16", "float", "double")
 OPTIONS = ("inference", "lengths", "packed", "reset", "reset state", "h mask", "zoneout mask", "zoneout share")
 
 
@@ -77,30 +77,32 @@ class Memory:
 
 def tensors(case: Case, option: str, steps: int) -> Memory:
     memory, states = Memory(), CELLS[case.cell]
-    memory.add("w_hh0 b_hh0 gates_x y")
-    for s in states:
-        memory.add(f"{s}0 {s}_n")
+
+    def of_states(name: str) -> str:
+        return " ".join(name.format(s) for s in states)
+
+    memory.add(f"w_hh0 b_hh0 gates_x y {of_states('{0}0 {0}_n')}")
     if option != "inference":
         memory.add("saved" + "".join(f" {s}_steps" for s in states[1:]))
     if case.backward:
-        memory.add("dy dgates" + "".join(f" d{s}0" for s in states))
-        if option in ("lengths", "packed", "reset", "reset state", "h mask"):
-            memory.add("h_prev")
-    if option == "lengths":
-        memory.add("lengths", struct.pack(f"<{case.N}q", *[steps] * case.N))
-    elif option == "packed":
-        memory.add("offsets", struct.pack(f"<{steps + 1}q", *(t * case.N for t in range(steps + 1))))
-    elif option.startswith("reset"):
-        memory.add("reset", bytes(steps * case.N))
-        if option == "reset state":
-            memory.add("".join(f" reset_{s} dreset_{s}" for s in states))
-    elif option == "h mask":
-        memory.add("h_mask")
-    elif option == "zoneout mask":
-        memory.add("".join(f" zone_{s}" for s in states))
-    elif option == "zoneout share":
-        for s in states:
-            memory.add_share(f"share_{s}")
+        shifted = option in ("lengths", "packed", "reset", "reset state", "h mask")
+        memory.add(f"dy dgates {of_states('d{0}0')}" + " h_prev" * shifted)
+    contents = {
+        "lengths": ("lengths", struct.pack(f"<{case.N}q", *[steps] * case.N)),
+        "packed": ("offsets", struct.pack(f"<{steps + 1}q", *(t * case.N for t in range(steps + 1)))),
+        "reset": ("reset", bytes(steps * case.N)),
+        "reset state": ("reset", bytes(steps * case.N)),
+    }
+    if option in contents:
+        memory.add(*contents[option])
+    others = {
+        "reset state": of_states("reset_{0} dreset_{0}"),
+        "h mask": "h_mask",
+        "zoneout mask": of_states("zone_{0}"),
+    }
+    memory.add(others.get(option, ""))
+    for s in states if option == "zoneout share" else ():
+        memory.add_share(f"share_{s}")
     return memory
 
 
@@ -113,7 +115,9 @@ class Estimator:
     def step(self, case: Case, option: str = "") -> Count | None:
         """One step of a layer, None where the tier cannot hold it."""
         source = "float" if case.dtype == "tf32" else case.dtype
-        kernels = self.kernels.setdefault(source, Kernels(source, self.folder))
+        if source not in self.kernels:
+            self.kernels[source] = Kernels(source, self.folder)
+        kernels = self.kernels[source]
         count = Count()
         for steps, sign in zip(STEPS, (-1, 1), strict=True):
             memory = tensors(case, option, steps)
@@ -162,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("gpu_cost", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--tier", choices=TIERS, action="append")
     parser.add_argument("--cell", choices=CELLS, action="append")
-    parser.add_argument("--dtype", choices=DTYPES, action="append")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="default: bfloat16 and tf32")
     parser.add_argument("--write", action="store_true", help="keep the table as the one to compare with")
     parser.add_argument("--waits", action="store_true", help="print what each step waits for")
     parser.add_argument("--folder", type=Path, default=Path("build/gpu-cost"), help="for what is compiled")
@@ -171,7 +175,7 @@ def main() -> None:
     estimator = Estimator(args.folder)
     columns = ["estimates, sm_90", "instructions", "cycles", "change", "us", "div/local", *OPTIONS]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-    for dtype in args.dtype or DTYPES:
+    for dtype in args.dtype or DTYPES[:2]:
         for tier in args.tier or TIERS:
             for H, N in TIERS[tier]:
                 for cell in args.cell or CELLS:

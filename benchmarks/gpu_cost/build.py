@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import shutil
 import subprocess
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
 from .cubin import Cubin
 
 ROOT = Path(__file__).resolve().parents[2]
+HOST = Path(__file__).with_name("launches.cpp")
 ARCHITECTURE = "sm_90"
 H100 = (132, 232448, 90)  # multiprocessors, shared memory of a block, compute capability
 ON_LAUNCH = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_void_p))
@@ -37,8 +38,6 @@ def nvdisasm() -> str:
     """The toolkit's, that of the wheel nvidia-cuda-nvdisasm, or $NVDISASM."""
     if found := os.environ.get("NVDISASM") or shutil.which("nvdisasm"):
         return found
-    import sysconfig
-
     for folder in (toolkit() / "bin", *Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin")):
         if (folder / "nvdisasm").exists():
             return str(folder / "nvdisasm")
@@ -54,6 +53,17 @@ class Launched:
     arguments: tuple[bytes, ...]
 
 
+class CallStruct(ctypes.Structure):
+    """Call of tests/cuda_on_cpu/driver.h."""
+
+    _fields_ = (
+        [(name, ctypes.c_char_p) for name in ("cell", "tier")]
+        + [(name, ctypes.c_int) for name in ("type", "tf32", "backward", "count")]
+        + [("sizes", ctypes.POINTER(ctypes.c_int64)), ("names", ctypes.POINTER(ctypes.c_char_p))]
+        + [("data", ctypes.POINTER(ctypes.c_void_p))]
+    )
+
+
 class Kernels:
     """Of one type of csrc/cuda: bfloat16, float or double."""
 
@@ -61,59 +71,43 @@ class Kernels:
         self.dtype = dtype
         folder = folder / dtype
         folder.mkdir(parents=True, exist_ok=True)
-        library = folder / "launches.so"
-        if not _is_newer(library):
-            _build(dtype, folder, library)
+        kernels, library = folder / "kernels.o", folder / "launches.so"
+        if _is_older(kernels, *(ROOT / "csrc").rglob("*.*")):
+            _compile(dtype, kernels)
+        if _is_older(library, kernels, HOST):
+            _link(dtype, kernels, library)
         self.cubin = Cubin(folder / f"{dtype}.{ARCHITECTURE}.cubin", nvdisasm())
         self.library = ctypes.CDLL(str(library))
         self.library.record_layer.restype = ctypes.c_char_p
 
-    def launches(self, cell, backward, tf32, sizes, arrays, tier, device=H100) -> tuple[str, list[Launched]]:
+    def launches(self, cell, backward, tf32, sizes, arrays, tier) -> tuple[str, list[Launched]]:
         """The tier, and the launches of the layer; arrays: names of arrays.h, and where they are."""
         made: list[Launched] = []
 
         def record(kernel, numbers, arguments):
-            name = kernel.decode()
-            values = (
-                ctypes.string_at(arguments[i], size) for i, (_, size) in enumerate(self.cubin.kernel(name).parameters)
-            )
-            numbers = numbers[:7]
+            name, numbers = kernel.decode(), numbers[:7]
+            sizes = [size for _, size in self.cubin.kernel(name).parameters]
+            values = (ctypes.string_at(arguments[i], size) for i, size in enumerate(sizes))
             made.append(Launched(name, tuple(numbers[:3]), tuple(numbers[3:6]), numbers[6], tuple(values)))
 
         names = (ctypes.c_char_p * len(arrays))(*(name.encode() for name in arrays))
         data = (ctypes.c_void_p * len(arrays))(*arrays.values())
-        answer = self.library.record_layer(
-            cell.encode(),
-            ctypes.c_bool(tf32),
-            ctypes.c_bool(backward),
-            (ctypes.c_int64 * 7)(*sizes),
-            (ctypes.c_int * 3)(*device),
-            tier.encode(),
-            len(arrays),
-            names,
-            data,
-            ON_LAUNCH(record),
-        ).decode()
-        return answer, made
+        sizes = (ctypes.c_int64 * 7)(*sizes)
+        call = CallStruct(cell.encode(), tier.encode(), 0, tf32, backward, len(arrays), sizes, names, data)
+        answer = self.library.record_layer(ctypes.byref(call), (ctypes.c_int * 3)(*H100), ON_LAUNCH(record))
+        return answer.decode(), made
 
 
-@functools.cache
-def _newest_source() -> float:
-    here = (path for path in Path(__file__).parent.iterdir() if path.suffix == ".cpp")
-    return max(path.stat().st_mtime for path in (*(ROOT / "csrc").rglob("*.*"), *here))
+def _is_older(built: Path, *sources: Path) -> bool:
+    return not built.exists() or built.stat().st_mtime < max(path.stat().st_mtime for path in sources)
 
 
-def _is_newer(built: Path) -> bool:
-    return built.exists() and built.stat().st_mtime > _newest_source()
+def _compile(dtype: str, kernels: Path) -> None:
+    flags = ["-std=c++20", "-O3", f"-arch={ARCHITECTURE}", "-Xcompiler", "-fPIC", "-keep", "-keep-dir", kernels.parent]
+    subprocess.run([nvcc(), *flags, "-c", ROOT / f"csrc/cuda/{dtype}.cu", "-o", kernels], check=True)
 
 
-def _build(dtype: str, folder: Path, library: Path) -> None:
-    flags = ["-std=c++20", "-O3", f"-arch={ARCHITECTURE}"]
-    kernels = [*flags, "-Xcompiler", "-fPIC", "-c", "-keep", "-keep-dir", str(folder)]
-    subprocess.run([nvcc(), *kernels, "-o", str(folder / "kernels.o"), str(ROOT / f"csrc/cuda/{dtype}.cu")], check=True)
-    include = [f"-I{ROOT / 'csrc'}", f"-isystem{toolkit() / 'include'}"]
-    source = str(Path(__file__).with_name("launches.cpp"))
-    type_number = f"-DDTYPE={dtype}"
-    linked = ["-shared", "-fPIC", "-Wl,-Bsymbolic", source, str(folder / "kernels.o"), "-o", str(library)]
-    compiler = os.environ.get("CXX", "c++")
-    subprocess.run([compiler, "-std=c++20", "-O1", type_number, *include, *linked], check=True)
+def _link(dtype: str, kernels: Path, library: Path) -> None:
+    include = [f"-I{ROOT / 'csrc'}", "-isystem", toolkit() / "include"]
+    flags = ["-std=c++20", "-O1", f"-DDTYPE={dtype}", "-shared", "-fPIC", "-Wl,-Bsymbolic"]
+    subprocess.run([os.environ.get("CXX", "c++"), *flags, *include, HOST, kernels, "-o", library], check=True)

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../../tests/cuda_on_cpu/arrays.h"
+#include "../../tests/cuda_on_cpu/driver.h"
 #include "cells.h"
 #include "cuda/plan.h"
 
@@ -86,26 +87,26 @@ namespace fusedrnn {
 namespace {
 
 template <class Cell, class T>
-int run(const Job& job, const Arrays& arrays, const std::string& tier, bool tf32, std::string* chosen) {
+int run(const Call& call, std::string* tier) {
+  const Job job{call.backward != 0, traits_of<Cell>(), shape_of(call.sizes), sizeof(T)};
+  const Arrays arrays(call.count, call.names, call.data);
   const ScanParams<T> params = params_of<T>(job.shape, arrays);
   auto allocate = [](size_t) { return reinterpret_cast<void*>(uintptr_t{1} << 44); };
   Plan plan;
-  const int error = run_planned(job, recorder().device, tier, &plan, [&](const Plan& p) {
-    const CudaRun run{p, tf32, nullptr, allocate};
+  const int error = run_planned(job, recorder().device, call.tier, &plan, [&](const Plan& p) {
+    const CudaRun run{p, call.tf32 != 0, nullptr, allocate};
     const CudaDriver<T> driver = cuda_driver<Cell, T>();
     return job.backward ? driver.backward(params, grads_of<T>(arrays), run) : driver.forward(params, run);
   });
-  *chosen = kTierNames[static_cast<int>(plan.tier)];
+  *tier = kTierNames[static_cast<int>(plan.tier)];
   return error;
 }
 
 template <class T, class... Cells>
-int run_cell(const std::string& cell, CellList<Cells...>, Job job, const Arrays& arrays, const std::string& tier,
-             bool tf32, std::string* chosen) {
-  int error = -2;
+int run_cell(const Call& call, CellList<Cells...>, std::string* tier) {
+  int error = cudaErrorInvalidValue;
   auto try_one = [&]<class Cell>(std::type_identity<Cell>) {
-    job.cell = traits_of<Cell>(), job.value_bytes = sizeof(T);
-    if (cell == job.cell.name) error = run<Cell, T>(job, arrays, tier, tf32, chosen);
+    if (traits_of<Cell>().name == std::string(call.cell)) error = run<Cell, T>(call, tier);
   };
   (try_one(std::type_identity<Cells>{}), ...);
   return error;
@@ -114,20 +115,14 @@ int run_cell(const std::string& cell, CellList<Cells...>, Job job, const Arrays&
 }  // namespace
 }  // namespace fusedrnn
 
-// Launches a layer of DTYPE; sizes as shape_of takes them, device: the three numbers of a Device. Returns the tier, or
-// an error.
-STAND_IN const char* record_layer(const char* cell, bool tf32, bool backward, const int64_t* sizes, const int* device,
-                                  const char* tier, int count, const char* const* names, void* const* data,
-                                  OnLaunch on_launch) {
+// Launches a layer of DTYPE; device: the three numbers of a Device. Returns the tier, or what went wrong.
+STAND_IN const char* record_layer(const Call* call, const int* device, OnLaunch on_launch) {
   using namespace fusedrnn;
   static std::string answer;
   recorder().device = {device[0], device[1], device[2]};
   recorder().on_launch = on_launch;
-  const Arrays arrays(count, names, data);
-  const Job job{backward, {}, shape_of(sizes), 0};
   try {
-    if (const int error = run_cell<DTYPE>(cell, BuiltInCells{}, job, arrays, tier, tf32, &answer))
-      answer = "error " + std::to_string(error);
+    if (const int error = run_cell<DTYPE>(*call, BuiltInCells{}, &answer)) answer = "error " + std::to_string(error);
   } catch (const std::invalid_argument& refused) {
     answer = refused.what();
   }

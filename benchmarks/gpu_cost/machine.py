@@ -8,163 +8,28 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 import re
 import struct
 from collections.abc import Callable
-from typing import Any
 
 from .cubin import Instruction
+from .operands import (
+    COMPARE,
+    WORD,
+    Read,
+    State,
+    address,
+    both,
+    is_predicate,
+    read,
+    read_wide,
+    signed,
+    table,
+    word,
+    write,
+)
 
-Value = int | None
-WORD = 0xFFFFFFFF
 SPECIAL = {"SR_TID.X": 0, "SR_LANEID": 0, "SR_CTAID.X": 0, "SR_CTAID.Y": 0, "SR_CTAID.Z": 0, "SR_CgaCtaId": 0, "SRZ": 0}
-
-
-class State:
-    def __init__(self, bank: bytes, memory: dict[int, bytes]):
-        self.R: list[Value] = [None] * 255 + [0]
-        self.UR: list[Value] = [None] * 255 + [0]
-        self.P: list[bool | None] = [None] * 7 + [True]
-        self.UP: list[bool | None] = [None] * 7 + [True]
-        self.bank = bank.ljust(1 << 12, b"\0")
-        self.memory = memory  # by its first address
-
-    def load(self, address: Value, size: int) -> Value:
-        for start, data in self.memory.items():
-            if address is not None and start <= address <= start + len(data) - size:
-                return int.from_bytes(data[address - start : address - start + size], "little")
-        return None
-
-
-def signed(value: int) -> int:
-    return value - (1 << 32) if value >> 31 else value
-
-
-def register(text: str) -> tuple[str, int] | None:
-    match = re.fullmatch(r"(U?[RP])(\d+|Z|T)", text)
-    if not match:
-        return None
-    return match[1], int(match[2]) if match[2].isdigit() else 255 if match[2] == "Z" else 7
-
-
-Read = Callable[[State], Any]
-
-
-def read(text: str) -> Read:
-    """What an operand is worth: a word, or of a predicate a truth value."""
-    text = text.removesuffix(".reuse")
-    if text[0] in "-~!" and not re.match(r"-[\d.]", text):
-        inner, sign = read(text[1:]), text[0]
-
-        def changed(state):
-            value = inner(state)
-            if value is None:
-                return None
-            return not value if sign == "!" else WORD - value if sign == "~" else (1 << 32) - value
-
-        return changed
-    if found := register(re.sub(r"(\.\w+)+$", "", text)):
-        kind, number = found
-        return lambda state: getattr(state, kind)[number]
-    if match := re.fullmatch(r"c\[0x0\]\[(?:(U?R\w+)\+?)?(-?0x[0-9a-f]+)?\]", text):
-        base, offset = read(match[1] or "RZ"), int(match[2] or "0", 16)
-        return lambda state: None if (at := base(state)) is None else word(state.bank, at + offset)
-    if re.fullmatch(r"-?0x[0-9a-f]+|-?\d+", text):
-        constant = int(text, 0) & WORD
-        return lambda state: constant
-    try:
-        bits = struct.unpack("<I", struct.pack("<f", float(text.replace("QNAN", "nan").replace("INF", "inf"))))[0]
-    except ValueError:
-        return lambda state: None
-    return lambda state: bits
-
-
-def word(bank: bytes, at: int, size: int = 4) -> int:
-    return int.from_bytes(bank[at : at + size], "little")
-
-
-def read_wide(text: str) -> Read:
-    """Of 64 bits: a register and the next, or a constant."""
-    text = text.removesuffix(".reuse").removesuffix(".64")
-    if (found := register(text)) and found[1] != 255:
-        kind, number = found
-
-        def pair(state):
-            low, high = getattr(state, kind)[number], getattr(state, kind)[number + 1]
-            return None if low is None or high is None else low | high << 32
-
-        return pair
-    if match := re.fullmatch(r"c\[0x0\]\[(0x[0-9a-f]+)\]", text):
-        return lambda state: word(state.bank, int(match[1], 16), 8)
-    return read(text)
-
-
-def write(state: State, text: str, value: Any, words: int = 1) -> None:
-    found = register(text)
-    if found is None or found[1] == 255 or (found[0] in ("P", "UP") and found[1] == 7):
-        return
-    kind, number = found
-    if kind in ("P", "UP"):
-        getattr(state, kind)[number] = None if value is None else bool(value)
-        return
-    for i in range(words):
-        getattr(state, kind)[number + i] = None if value is None else value >> 32 * i & WORD
-
-
-def is_predicate(text: str) -> bool:
-    return bool(re.fullmatch(r"!?U?P(\d|T)", text))
-
-
-def address(text: str) -> Read:
-    """Of desc[UR4][R2.64+0x10], [R2+UR4+0x10]."""
-    parts = re.split(r"\+(?!-)|(?=-0x)|\+(?=-)", re.findall(r"\[([^\]]*)\]", text)[-1])
-    reads = [(read_wide if part.endswith(".64") else read)(part) for part in parts if part]
-    wide = 1 << 64 if ".64" in text else 1 << 32
-
-    def total(state):
-        values = [f(state) for f in reads]
-        if None in values:
-            return None
-        return sum(signed(v) if i and v < 1 << 32 else v for i, v in enumerate(values)) % wide
-
-    return total
-
-
-def both(a: bool | None, b: bool | None, how: str) -> bool | None:
-    if how == "XOR":
-        return None if a is None or b is None else a != b
-    decides = how == "OR"
-    if a is decides or b is decides:
-        return decides
-    return None if a is None or b is None else not decides
-
-
-COMPARE = {"EQ": operator.eq, "NE": operator.ne, "LT": operator.lt, "LE": operator.le, "GT": operator.gt}
-COMPARE |= {"GE": operator.ge, "NEU": operator.ne, "GTU": operator.gt, "GEU": operator.ge, "LTU": operator.lt}
-
-
-def table(lut: int, *inputs: Value) -> int | None:
-    """Bitwise; an unknown input does not matter where all its values give the same."""
-    options = [(0, WORD) if v is None else (v,) for v in inputs]
-    results = set()
-    for a, b, c in itertools.product(*options):
-        results.add(
-            sum_bits(lut, a & WORD, b & WORD, c & WORD),
-        )
-    return results.pop() if len(results) == 1 else None
-
-
-@functools.lru_cache(1 << 16)
-def sum_bits(lut: int, a: int, b: int, c: int) -> int:
-    result = 0
-    for index in range(8):
-        if lut >> index & 1:
-            x = a if index & 4 else ~a
-            y = b if index & 2 else ~b
-            z = c if index & 1 else ~c
-            result |= x & y & z
-    return result & WORD
 
 
 Run = Callable[[State], None]
@@ -426,7 +291,39 @@ def vote(modifiers, operands):
 
     def run(state):
         for target in targets:
-            write(state, target, known(lambda v: v if is_predicate(target) else WORD * v, [value])(state))
+            write(
+                state,
+                target,
+                known(int, [value])(state) if is_predicate(target) else known(WORD.__mul__, [value])(state),
+            )
+
+    return run
+
+
+def pack_predicates(modifiers, operands):
+    """P2R R1, PR, R2, mask: the masked predicates, one a bit, over the other bits of R2."""
+    other, mask = read(operands[2]), int(operands[3], 16)
+    kind = "UP" if operands[1] == "UPR" else "P"
+
+    def result(state):
+        chosen = [i for i in range(7) if mask >> i & 1]
+        values = [getattr(state, kind)[i] for i in chosen]
+        kept = 0 if mask == 0x7F else other(state)
+        if None in values or kept is None:
+            return None
+        return kept & ~mask | sum(1 << i for i, value in zip(chosen, values, strict=True) if value)
+
+    return assign(operands[0], result)
+
+
+def unpack_predicates(modifiers, operands):
+    value, mask = read(operands[1]), int(operands[2], 16)
+
+    def run(state):
+        bits = value(state)
+        for i in range(7):
+            if mask >> i & 1:
+                state.P[i] = None if bits is None else bool(bits >> i & 1)
 
     return run
 
@@ -461,6 +358,9 @@ SEMANTICS = {
     "MOV": copy,
     "R2UR": copy,
     "VOTE": vote,
+    "P2R": pack_predicates,
+    "P2UR": pack_predicates,
+    "R2P": unpack_predicates,
     "IABS": unary(lambda v: abs(signed(v & WORD))),
     "POPC": unary(lambda v: (v & WORD).bit_count()),
     "FLO": unary(lambda v: (v & WORD).bit_length() - 1),
@@ -469,7 +369,7 @@ SEMANTICS = {
         lambda state: [write(state, text, True if is_predicate(text) else 0) for text in operands]
     ),
 }
-UNIFORM = {"S2UR": "S2R", "VOTEU": "VOTE"}
+UNIFORM = {"S2UR": "S2R", "VOTEU": "VOTE", "UP2UR": "P2UR"}
 NO_RESULT = re.compile(r"ST|RED|BAR|BRA|BS|CALL|RET|EXIT|NOP|WARPSYNC|MEMBAR|CCTL|DEPBAR|LDGDEP|UCGA|FENCE|BPT|BREAK")
 WIDTHS = {"HMMA": 4, "LDSM": 4, "DMMA": 4, "DADD": 2, "DFMA": 2, "DMUL": 2}
 

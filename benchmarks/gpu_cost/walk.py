@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from .build import Launched
 from .cubin import NO_SCOREBOARD, Instruction, Kernel
-from .machine import State, read, semantics
+from .machine import semantics
+from .operands import State, read
 
 # Cycles from issue to result at 1.75 GHz, as published for Hopper; L2 and DRAM as global loads meet them.
 LATENCY = {"LDS": 29, "LDSM": 33, "LDC": 38, "ULDC": 38, "S2R": 24, "S2UR": 24, "MUFU": 22, "F2F": 20, "I2F": 20}
@@ -148,7 +149,7 @@ class Program:
                     queue.append(after)
         return distance
 
-    def takes_unknown(self, index: int) -> bool:
+    def _takes_unknown(self, index: int) -> bool:
         """Is the way over the target of this branch the shorter one?"""
         if index not in self._shorter:
             target = self.kernel.code[index].target
@@ -157,6 +158,12 @@ class Program:
             meet = min((near[at] + far[at], near[at], at) for at in near.keys() & far.keys())[2] if near and far else 0
             self._shorter[index] = far[meet] < near[meet]
         return self._shorter[index]
+
+    def _branches(self, index: int, runs: bool | None, state: State) -> bool:
+        if ".DIV" in self.kernel.code[index].name:  # if the lanes of the warp disagree
+            return False
+        truths = [runs, *(condition(state) for condition in self.conditions[index])]
+        return False if False in truths else True if None not in truths else self._takes_unknown(index)
 
     def walk(self, launch: Launched, memory: dict[int, bytes]) -> Count:
         bank = bytearray(1 << 12)
@@ -172,25 +179,22 @@ class Program:
             clock.issue(i, runs is not False)
             count.instructions += 1
             count.names[i.name] += 1
-            assert count.instructions < LONGEST, f"{self.kernel.name} does not end"
+            if count.instructions > LONGEST:
+                raise RuntimeError(f"the way through {self.kernel.name} does not end")
             index += 1
-            if i.opcode == "BRA" and ".DIV" not in i.name:
-                truths = [runs, *(condition(state) for condition in self.conditions[index - 1])]
-                taken = False if False in truths else True if None not in truths else self.takes_unknown(index - 1)
-                if taken:
+            if i.opcode == "BRA":
+                if self._branches(index - 1, runs, state):
                     index = i.target
                     clock.now += TAKEN_BRANCH
-                continue
-            if runs is False:
-                continue
-            if i.opcode == "CALL":
-                calls.append(index)
-                index = i.target
-            elif i.opcode == "RET":
-                index = calls.pop()
-            elif i.opcode == "EXIT" and runs:
-                break
-            elif (run := self.run[index - 1]) is not None:
-                run(state)
+            elif runs is not False:
+                if i.opcode == "CALL":
+                    calls.append(index)
+                    index = i.target
+                elif i.opcode == "RET":
+                    index = calls.pop()
+                elif i.opcode == "EXIT" and runs:
+                    break
+                elif (run := self.run[index - 1]) is not None:
+                    run(state)
         count.cycles, count.waits = clock.now, clock.waits
         return count

@@ -6,6 +6,7 @@
 //   cluster   a thread-block cluster; states go through distributed shared memory (sm_90 and later)
 //   grid      blocks anywhere on the device; states go through L2; all replicas run at once
 //   stepwise  no kernel outlives a step; weights are read from L2 each time. Takes every size
+// Of the plans that the device can hold, the fastest by estimate is taken.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +27,7 @@ constexpr int kGroup = 16;          // units of a group: the rows of a tensor co
 constexpr int kTileRows = 8;        // batch rows of a tile: its columns
 constexpr int kWideTiles = 4;       // of rows, in the kernels for many rows
 constexpr int kStepGroups = 2;      // groups of units of a stepwise block, at most
+constexpr int kChunkBytes = 256;    // of a row, that are in shared memory of a stepwise block at a time, twice
 constexpr int kCellsPerThread = 4;  // (row, unit) pairs whose state a thread of a resident kernel keeps
 static_assert(kCellsPerThread * kThreads <= kWarps * kGroup * kTileRows,
               "a warp multiplies one group of units at most");
@@ -34,17 +36,26 @@ static_assert(kCellsPerThread * kThreads <= kWarps * kGroup * kTileRows,
 constexpr bool has_wide_tiles(int value_bytes) { return value_bytes < 8; }
 constexpr int step_tiles(int value_bytes) { return has_wide_tiles(value_bytes) ? kWideTiles : 1; }
 
+constexpr int kOldestCapability = 80;  // that the kernels are compiled for
+constexpr int kClusterSizes = 5;       // 1, 2, 4, 8 and 16 blocks
+
 struct Device {
   int multiprocessors;
   int shared_bytes;  // the most one block may have
   int capability;    // 90 for compute capability 9.0
+  // How many clusters of each size run at once, with all shared memory; the first is 0 if the device was not asked.
+  int clusters[kClusterSizes] = {};
 };
+
+// Asks the current device for clusters. Returns a cudaError_t; what was not answered by then is 0. In clusters.cu.
+int ask_for_clusters(Device* device);
 
 struct Job {
   bool backward;
   CellTraits cell;
   Shape shape;
-  int value_bytes;  // of a stored value: 2, 4 or 8
+  int value_bytes;    // of a stored value: 2, 4 or 8
+  bool tf32 = false;  // see CudaRun
 };
 
 struct Plan {
@@ -90,7 +101,7 @@ inline Plan make(const Job& job, Tier tier, int groups, int blocks, int row_tile
 // Shared memory of a stepwise block, at most: what StepShared of stepwise.cuh takes. Sums lie in the place of chunks.
 inline size_t step_bytes(int tiles, int value_bytes, int row_tiles) {
   int64_t rows = kTileRows * row_tiles, units = kGroup * kStepGroups, sum_bytes = value_bytes > 4 ? value_bytes : 4;
-  int64_t chunks = 2 * (tiles * units + rows) * (256 + 16);
+  int64_t chunks = 2 * (tiles * units + rows) * (kChunkBytes + 16);
   int64_t sums = splits(kStepGroups) * tiles * kStepGroups * rows * (kGroup + 4) * sum_bytes;
   constexpr int64_t kAlignments = 4 * 16;
   return static_cast<size_t>((chunks > sums ? chunks : sums) + kAlignments);
@@ -115,15 +126,18 @@ inline bool fits(const Plan& plan, const Device& device) {
          plan.replicas <= kMostReplicas && plan.shared_bytes <= static_cast<size_t>(device.shared_bytes);
 }
 
-inline int64_t blocks_in_all(const Plan& plan, const Job& job) {
-  return int64_t{plan.blocks} * plan.replicas * job.shape.directions;
+// Clusters of so many blocks that run at once.
+inline int64_t clusters_at_once(const Device& device, int64_t blocks) {
+  int size = 0;
+  while (int64_t{1} << size < blocks) ++size;
+  if (device.clusters[0]) return device.clusters[size];
+  const bool has_16 = device.capability / 10 == 9 || device.capability / 10 == 10;
+  return device.capability < 90 || (blocks > 8 && !has_16) ? 0 : device.multiprocessors / blocks;
 }
 
 // Of a tier that keeps the weights in shared memory, the most blocks that may exchange a state.
 inline int64_t most_blocks(Tier tier, const Device& device) {
-  if (tier == Tier::kBlock) return 1;
-  if (tier == Tier::kGrid) return device.multiprocessors;
-  return device.capability == 90 ? 16 : 8;  // 16 is more than every device has to take
+  return tier == Tier::kBlock ? 1 : tier == Tier::kGrid ? device.multiprocessors : 1 << (kClusterSizes - 1);
 }
 
 inline bool splits_evenly(Tier tier, int64_t groups, int64_t blocks) {
@@ -131,16 +145,76 @@ inline bool splits_evenly(Tier tier, int64_t groups, int64_t blocks) {
   return tier != Tier::kCluster || (blocks & (blocks - 1)) == 0;
 }
 
-// The plan of one tier, true if the device can hold it. Among those that it can, more blocks are better while there
-// are multiprocessors left for them, and fewer rows are.
+// How often the device is filled with a plan's replicas, one after the other; 0 if it cannot hold one.
+inline int64_t waves(const Plan& plan, const Job& job, const Device& device) {
+  const int64_t replicas = int64_t{plan.replicas} * job.shape.directions;
+  if (plan.tier == Tier::kStepwise || plan.tier == Tier::kBlock)
+    return ceil_div(plan.blocks * replicas, device.multiprocessors);
+  if (plan.tier == Tier::kGrid)
+    return plan.blocks * replicas <= device.multiprocessors;  // all of them wait for each other
+  const int64_t at_once = clusters_at_once(device, plan.blocks);
+  return at_once ? ceil_div(replicas, at_once) : 0;
+}
+
+// What a step of a resident kernel or of one block of a stepwise one costs, in cycles.
+struct StepCost {
+  double fixed;    // barriers, and in cluster and grid the way of a state to other blocks
+  double pair;     // each (row, unit) pair of a thread, per gate and one more
+  double product;  // each product of two tiles by a warp on tensor cores
+};
+
+// Estimates, none of them measured: of a step loop without options and with constant sizes, counted in a prototype, and
+// published latencies. benchmarks/gpu_cost/fit.py fits them to make gpu-cost or to measurements.
+struct Costs {
+  StepCost step[4][2] = {
+      {{150, 70, 7}, {400, 70, 12}},    // block: forward, backward
+      {{1000, 70, 7}, {1300, 70, 12}},  // cluster
+      {{2200, 70, 7}, {2600, 70, 12}},  // grid
+      {{2000, 70, 7}, {2000, 70, 12}},  // stepwise
+  };
+  double exchange = 30;                // each 16 bytes that a thread of a cluster or grid gets from other blocks
+  double chunk = 700;                  // each chunk of weights that a stepwise block gets from L2
+  double multiply_add[2] = {8, 16};    // products without tensor cores, of float and double, per product with them
+  double launch = 2450, start = 6000;  // of a kernel behind another; of a resident one, its weights arranged
+  double bytes_per_cycle = 32;         // of weights that a block gets when it starts
+  double megahertz = 1750;
+};
+constexpr Costs kCosts;
+
+// Of one step, or of one block's part of it.
+inline double step_cycles(const Plan& plan, const Job& job, const Costs& costs = kCosts) {
+  const int64_t gates = job.cell.gates, bytes = job.value_bytes, rows = kTileRows * plan.row_tiles;
+  const int64_t depth = (job.backward ? gates : 1) * plan.blocks * plan.groups * kGroup;
+  const bool tensor_cores = bytes == 2 || (bytes == 4 && job.tf32), stepwise = plan.tier == Tier::kStepwise;
+  const int64_t pieces = ceil_div(depth, (tensor_cores ? 32 : 16) / bytes * splits(plan.groups));
+  const double products = static_cast<double>((job.backward ? 1 : gates) * plan.row_tiles * pieces),
+               pairs = static_cast<double>(ceil_div(plan.groups * kGroup * rows, kThreads));
+  const StepCost& cost = costs.step[static_cast<int>(plan.tier)][job.backward];
+  double cycles = cost.fixed + cost.pair * pairs * static_cast<double>(gates + 1);
+  cycles += cost.product * products * (tensor_cores ? 1 : costs.multiply_add[bytes == 8]);
+  if (stepwise) return cycles + costs.chunk * static_cast<double>(ceil_div(depth * bytes, kChunkBytes));
+  const bool alone = plan.tier == Tier::kBlock;
+  return alone ? cycles : cycles + costs.exchange * static_cast<double>(rows * depth * bytes) / (16 * kThreads);
+}
+
+// Of all steps.
+inline double estimated_us(const Plan& plan, const Job& job, const Device& device, const Costs& costs = kCosts) {
+  const double in_turn = static_cast<double>(waves(plan, job, device)), steps = static_cast<double>(job.shape.steps);
+  const double step = step_cycles(plan, job, costs);
+  if (plan.tier == Tier::kStepwise) return steps * (costs.launch + in_turn * step) / costs.megahertz;
+  const double weights = static_cast<double>(plan.shared_bytes) / costs.bytes_per_cycle;
+  return (costs.start + in_turn * (weights + steps * step)) / costs.megahertz;
+}
+
+// The fastest plan of one tier that the device can hold; false if it can hold none.
 inline bool choose(const Job& job, const Device& device, Tier tier, Plan* chosen) {
   const Shape& s = job.shape;
   if (tier == Tier::kStepwise) {
     *chosen = step_plan(job, s.hidden);
     return fits(*chosen, device);
   }
-  if (s.projected != s.hidden || (tier == Tier::kCluster && device.capability < 90)) return false;
-  bool in_waves = false;
+  if (s.projected != s.hidden) return false;
+  double least = 0;
   const int64_t groups = ceil_div(s.hidden, kGroup), most = most_blocks(tier, device);
   for (int row_tiles : {1, kWideTiles}) {
     if (row_tiles > 1 && !has_wide_tiles(job.value_bytes)) break;
@@ -148,24 +222,28 @@ inline bool choose(const Job& job, const Device& device, Tier tier, Plan* chosen
       if (!splits_evenly(tier, groups, blocks)) continue;
       const int block_groups = static_cast<int>(ceil_div(groups, blocks));
       const Plan plan = make(job, tier, block_groups, static_cast<int>(blocks), row_tiles);
-      if (!fits(plan, device)) continue;
-      if (blocks_in_all(plan, job) <= device.multiprocessors) return *chosen = plan, true;
-      // Without room for all of them at once, blocks and clusters of fewer, wider replicas run in waves.
-      if (tier != Tier::kGrid) *chosen = plan, in_waves = true;
+      if (!fits(plan, device) || !waves(plan, job, device)) continue;
+      const double cost = estimated_us(plan, job, device);
+      if (least == 0 || cost < least) *chosen = plan, least = cost;
     }
   }
-  return in_waves;
+  return least > 0;
 }
 
 }  // namespace planning
 
-// The first tier, from `first` on, that the device can hold.
-inline Plan make_plan(const Job& job, const Device& device, Tier first = Tier::kBlock) {
-  constexpr int64_t kFewSteps = 4;  // reading the weights into shared memory would take longer than the steps
-  if (job.shape.steps < kFewSteps) first = Tier::kStepwise;
-  Plan chosen{};
-  for (int tier = static_cast<int>(first); tier <= static_cast<int>(Tier::kStepwise); ++tier)
-    if (planning::choose(job, device, static_cast<Tier>(tier), &chosen)) return chosen;
+constexpr Tier kTiers[] = {Tier::kBlock, Tier::kCluster, Tier::kGrid, Tier::kStepwise};
+
+// The fastest plan, of a tier that did not fail: bit number t of `failed` is tier t.
+inline Plan make_plan(const Job& job, const Device& device, unsigned failed = 0) {
+  Plan fastest{}, plan{};
+  double least = 0;
+  for (Tier tier : kTiers) {
+    if (failed >> static_cast<int>(tier) & 1 || !planning::choose(job, device, tier, &plan)) continue;
+    const double cost = planning::estimated_us(plan, job, device);
+    if (least == 0 || cost < least) fastest = plan, least = cost;
+  }
+  if (least > 0) return fastest;
   throw std::invalid_argument("fusedrnn: a device with " + std::to_string(device.shared_bytes) +
                               " bytes of shared memory a block cannot run a batch of " +
                               std::to_string(job.shape.rows) + " rows");
@@ -173,7 +251,7 @@ inline Plan make_plan(const Job& job, const Device& device, Tier first = Tier::k
 
 // The plan of the tier that is named, for tests.
 inline Plan make_forced_plan(const Job& job, const Device& device, const std::string& name) {
-  for (Tier tier : {Tier::kBlock, Tier::kCluster, Tier::kGrid, Tier::kStepwise}) {
+  for (Tier tier : kTiers) {
     if (name != kTierNames[static_cast<int>(tier)]) continue;
     Plan chosen{};
     if (!planning::choose(job, device, tier, &chosen))
@@ -183,17 +261,18 @@ inline Plan make_forced_plan(const Job& job, const Device& device, const std::st
   throw std::invalid_argument("FUSEDRNN_PLAN=" + name + " is none of block, cluster, grid, stepwise");
 }
 
-// Makes a plan and calls run(plan), which returns 0 or an error; a plan whose blocks cannot be co-resident is
-// replaced by the next tier's, unless its tier was named. Returns the last error, with the plan that it is of.
+// Makes a plan and calls run(plan), which returns 0 or an error, in which case nothing was launched; then the fastest
+// plan of another tier is tried, unless the tier was named. Returns the last error, with the plan that it is of.
 template <class F>
 int run_planned(const Job& job, const Device& device, const std::string& forced, Plan* plan, F&& run) {
   if (!forced.empty()) return run(*plan = make_forced_plan(job, device, forced));
-  *plan = make_plan(job, device);
-  int error = run(*plan);
-  while (error == kNoRoom && plan->tier != Tier::kStepwise) {
-    *plan = make_plan(job, device, static_cast<Tier>(static_cast<int>(plan->tier) + 1));
+  int error = 0;
+  unsigned failed = 0;
+  do {
+    *plan = make_plan(job, device, failed);
     error = run(*plan);
-  }
+    failed |= 1u << static_cast<int>(plan->tier);
+  } while (error != 0 && plan->tier != Tier::kStepwise);
   return error;
 }
 

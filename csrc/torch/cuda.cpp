@@ -6,14 +6,17 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <optional>
-
-#include "../cuda/plan.h"
+#include <vector>
 
 namespace fusedrnn {
 namespace {
@@ -25,19 +28,30 @@ bool rnn_uses_tf32() {
          at::Float32Precision::TF32;
 }
 
-// The current device. c10's headers suffice: ATen/cuda's would ask for those of cuBLAS, cuSPARSE and more.
-Device this_device() {
+Device ask_device() {
   auto ask = [](cudaDeviceAttr attribute) {
     int device = 0, value = 0;
     C10_CUDA_CHECK(cudaGetDevice(&device));
     C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
     return value;
   };
-  int major = ask(cudaDevAttrComputeCapabilityMajor), minor = ask(cudaDevAttrComputeCapabilityMinor);
-  constexpr int kOldest = 80;
-  TORCH_CHECK(10 * major + minor >= kOldest,
-              "fusedrnn: its kernels need a GPU of compute capability 8.0 or later, this one has ", major, ".", minor);
-  return {ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin), 10 * major + minor};
+  const int capability = 10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor);
+  TORCH_CHECK(capability >= kOldestCapability, "fusedrnn: its kernels need a GPU of compute capability ",
+              kOldestCapability / 10, ".0 or later, this one has ", capability / 10, ".", capability % 10);
+  Device device{ask(cudaDevAttrMultiProcessorCount), ask(cudaDevAttrMaxSharedMemoryPerBlockOptin), capability};
+  if (ask_for_clusters(&device)) cudaGetLastError();  // without clusters, then
+  return device;
+}
+
+// The current device, asked once. c10's headers suffice: ATen/cuda's would ask for those of cuBLAS, cuSPARSE and more.
+const Device& this_device() {
+  static std::mutex mutex;
+  static std::map<int, Device> devices;
+  std::lock_guard lock(mutex);
+  const auto index = c10::cuda::current_device();
+  auto known = devices.find(index);
+  if (known == devices.end()) known = devices.emplace(index, ask_device()).first;
+  return known->second;
 }
 
 template <class F>
@@ -52,10 +66,11 @@ void launch(const Job& job, const Tensor& x, F&& scan) {
   void* stream = c10::cuda::getCurrentCUDAStream(x.get_device()).stream();
   Plan plan;
   const int error = run_planned(job, this_device(), forced ? forced : "", &plan, [&](const Plan& chosen) {
-    return scan(CudaRun{chosen, rnn_uses_tf32(), stream, allocate});
+    const int failed = scan(CudaRun{chosen, job.tf32, stream, allocate});
+    if (failed) cudaGetLastError();  // said below, if no tier can do it; torch would say it at its next launch
+    return failed;
   });
   if (error == 0) return;
-  cudaGetLastError();  // said here; torch would say it again at its next launch
   const Shape& s = job.shape;
   const char* what =
       error == kNoRoom ? "its blocks cannot all be co-resident" : cudaGetErrorString(static_cast<cudaError_t>(error));
@@ -78,10 +93,15 @@ struct RnnPrecision::Setting {
     if (changed) set(before);
   }
 
+  // torch has this setting once for all threads: while it is changed, other calls of this package wait.
+  static std::recursive_mutex mutex;
+  std::lock_guard<std::recursive_mutex> lock{mutex};
   const at::Float32Precision before = get();
   bool changed = false;
   std::optional<at::NoTF32Guard> ieee;
 };
+
+std::recursive_mutex RnnPrecision::Setting::mutex;
 
 RnnPrecision::RnnPrecision(const Tensor& x) {
   if (!x.is_cuda() || x.scalar_type() != at::kFloat) return;
@@ -110,22 +130,34 @@ Tensor project_input(const ScanInputs& in, const Shape& s, int gates, int planes
   return projected;
 }
 
+Device gpu(int index) {
+  c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(index));
+  return this_device();
+}
+
 Tensor copy_to_device(at::IntArrayRef values, const at::Device& device) {
   Tensor pinned =
       at::empty({static_cast<int64_t>(values.size())}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
   std::copy(values.begin(), values.end(), pinned.data_ptr<int64_t>());
+  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
+    // Every replay of the graph copies from this memory, so it stays: 8 bytes a step of each captured call.
+    static std::mutex mutex;
+    static auto* kept = new std::vector<Tensor>;  // never destroyed: CUDA may be gone at the end of the process
+    std::lock_guard lock(mutex);
+    kept->push_back(pinned);
+  }
   return pinned.to(device, /*non_blocking=*/true);
 }
 
 template <class T>
 void run_forward(const CellDrivers& cell, const ScanParams<T>& params, const Tensor& x) {
-  launch({false, cell.traits, params.shape, sizeof(T)}, x,
+  launch({false, cell.traits, params.shape, sizeof(T), rnn_uses_tf32()}, x,
          [&](const CudaRun& run) { return std::get<CudaDriver<T>>(cell.cuda).forward(params, run); });
 }
 
 template <class T>
 void run_backward(const CellDrivers& cell, const ScanParams<T>& params, const ScanGrads<T>& grads, const Tensor& x) {
-  launch({true, cell.traits, params.shape, sizeof(T)}, x,
+  launch({true, cell.traits, params.shape, sizeof(T), rnn_uses_tf32()}, x,
          [&](const CudaRun& run) { return std::get<CudaDriver<T>>(cell.cuda).backward(params, grads, run); });
 }
 

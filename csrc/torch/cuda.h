@@ -8,6 +8,7 @@
 
 #include <memory>
 
+#include "../cuda/plan.h"
 #include "../scan.h"
 #include "layer.h"
 
@@ -39,6 +40,9 @@ at::Tensor project_input(const ScanInputs& inputs, const Shape& shape, int gates
 
 // For indices of packed rows: to the device without waiting for it.
 at::Tensor copy_to_device(at::IntArrayRef values, const at::Device& device);
+
+// A GPU, asked once.
+Device gpu(int index);
 
 // On the current stream of x's device.
 template <class T>
