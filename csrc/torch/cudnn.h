@@ -39,13 +39,17 @@ inline double operations(const PlainCall& call, const Device& device) {
 // What PyTorch and cuDNN run a pass in: a kernel of float16 that keeps the weights in registers, one for few units, or
 // a GEMM and the cell in each step.
 enum class CudnnKernel { kPersistent, kSmall, kStepwise };
-inline CudnnKernel cudnn_kernel(const PlainCall& call, bool backward) {
+inline bool fits_persistent(const PlainCall& call) {
   const Shape& s = call.shape;
-  const bool whole = s.hidden % 128 == 0 && s.input % 128 == 0 && s.rows % 8 == 0 && s.hidden <= 1024 && s.rows <= 128;
-  const bool one = call.layers == 1 && s.directions == 1 && !call.packed;
-  if (call.float16 && call.cell.gates == 4 && one && whole) return CudnnKernel::kPersistent;
+  const bool one = call.layers == 1 && s.directions == 1 && call.cell.gates == 4 && !call.packed;
+  const bool whole = s.hidden % 128 == 0 && s.input % 128 == 0 && s.rows % 8 == 0;
+  return call.float16 && one && whole && s.hidden <= 1024 && s.rows <= 128;
+}
+inline CudnnKernel cudnn_kernel(const PlainCall& call, bool backward) {
+  if (fits_persistent(call)) return CudnnKernel::kPersistent;
   const int64_t few = (backward ? 128 : 192) * (call.cell.gates == 1 ? 2 : 1);
-  return s.hidden <= few && !call.packed && call.value_bytes < 8 ? CudnnKernel::kSmall : CudnnKernel::kStepwise;
+  const bool small = call.shape.hidden <= few && !call.packed && call.value_bytes < 8;
+  return small ? CudnnKernel::kSmall : CudnnKernel::kStepwise;
 }
 
 inline double cudnn_step_us(const PlainCall& call, bool backward, const Device& device) {
