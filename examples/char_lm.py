@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusedrnn import FusedLSTM
+from fusedrnn import FusedLSTM, optimize_for_inference
 
 TEMPERATURE = 0.7  # of the sample
 RACE = 60  # steps that both models take, in turn
@@ -112,8 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompt", default="def ", help="beginning of the generated sample (default: %(default)r)")
     args, saved = experiment.resumable(parser, argv)
     text = experiment.read_text(args.data).encode(errors="replace")
-    checksum = zlib.crc32(text)
-    if saved and saved["checksum"] != checksum:
+    if saved and saved["checksum"] != zlib.crc32(text):
         sys.exit(f"char_lm: {args.out} was trained on another text than {args.data or 'this standard library'}")
     numbers = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
     parts = numbers[len(numbers) // 20 :], numbers[: len(numbers) // 20][:100_000]
@@ -134,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         runs = {}
         for name, m in models.items():
             runs[name] = {"model": m.state_dict(), "optimizer": m.optimizer.state_dict(), "past": m.past}
-        content = {"options": {name: getattr(args, name) for name in KEPT}, "checksum": checksum, "runs": runs}
+        content = {"options": {name: getattr(args, name) for name in KEPT}, "checksum": zlib.crc32(text), "runs": runs}
         experiment.save_checkpoint(args.out / "checkpoint.pt", content)
 
     train(models, rows, args, save)
@@ -143,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     print(f"\n{generate(first, args.prompt, args.sample)}\n")
     show(args, *(model.past for model in models.values()), held_out_bits(first, held_out))
+    print(f"with int8 weights: {held_out_bits(optimize_for_inference(first, 'int8'), held_out):.4f}")
     return 0
 
 
