@@ -69,7 +69,7 @@ def test_the_table_of_plans():
 @pytest.mark.parametrize(
     "device, given, tier",
     [
-        (H100, {"H": 64}, "block"),
+        (H100, {"H": 64}, "cluster"),
         (H100, {"H": 256}, "cluster"),
         (H100, {"H": 512}, "cluster"),
         (H100, {"H": 1024, "N": 16}, "grid"),
@@ -79,11 +79,12 @@ def test_the_table_of_plans():
         (H100, {"H": 512, "bytes": 4, "tf32": True}, "grid"),
         (H100, {"H": 64, "bytes": 8}, "cluster"),
         (H100, {"H": 256, "mode": "GRU"}, "cluster"),
-        (H100, {"H": 256, "T": 1}, "stepwise"),
+        (H100, {"H": 256, "T": 1}, "cluster"),
         (H100, {"H": 256, "P": 64}, "stepwise"),
-        (A100, {"H": 64}, "block"),
+        (A100, {"H": 64}, "grid"),
         (A100, {"H": 256}, "grid"),
-        (L4, {"H": 64}, "block"),
+        (H100, {"H": 64, "N": 1024}, "block"),
+        (L4, {"H": 64}, "grid"),
         (L4, {"H": 1024}, "stepwise"),
     ],
 )

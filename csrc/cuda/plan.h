@@ -163,17 +163,17 @@ struct StepCost {
   double product;  // each product of two tiles by a warp on tensor cores
 };
 
-// Estimates, none of them measured: of a step loop without options and with constant sizes, counted in a prototype, and
-// published latencies. benchmarks/gpu_cost/fit.py fits them to make gpu-cost or to measurements.
+// Estimates, none of them measured: of a step without options, fitted by benchmarks/gpu_cost/fit.py to what make
+// gpu-cost counts in the kernels' machine code. It also fits them to measurements.
 struct Costs {
   StepCost step[4][2] = {
-      {{150, 70, 7}, {400, 70, 12}},    // block: forward, backward
-      {{1000, 70, 7}, {1300, 70, 12}},  // cluster
-      {{2200, 70, 7}, {2600, 70, 12}},  // grid
-      {{2000, 70, 7}, {2000, 70, 12}},  // stepwise
+      {{2466, 307, 33}, {2720, 217, 121}},   // block: forward, backward
+      {{2675, 307, 33}, {2641, 217, 121}},   // cluster
+      {{3547, 307, 33}, {3481, 217, 121}},   // grid
+      {{13720, 307, 58}, {7956, 217, 162}},  // stepwise
   };
-  double exchange = 30;                // each 16 bytes that a thread of a cluster or grid gets from other blocks
-  double chunk = 700;                  // each chunk of weights that a stepwise block gets from L2
+  double exchange = 0;                 // each 16 bytes that a thread of a cluster or grid gets from other blocks, and
+  double chunk = 0;                    // each chunk of weights from L2, where the above do not contain them
   double multiply_add[2] = {8, 16};    // products without tensor cores, of float and double, per product with them
   double launch = 2450, start = 6000;  // of a kernel behind another; of a resident one, its weights arranged
   double bytes_per_cycle = 32;         // of weights that a block gets when it starts
