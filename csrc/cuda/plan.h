@@ -145,9 +145,9 @@ inline bool splits_evenly(Tier tier, int64_t groups, int64_t blocks) {
   return tier != Tier::kCluster || (blocks & (blocks - 1)) == 0;
 }
 
-// How often the device is filled with a plan's replicas, one after the other; 0 if it cannot hold one.
+// How often the device is filled with a plan's replicas, one after the other; 0 if it cannot hold one. No rows: 1.
 inline int64_t waves(const Plan& plan, const Job& job, const Device& device) {
-  const int64_t replicas = int64_t{plan.replicas} * job.shape.directions;
+  const int64_t replicas = plan.replicas ? int64_t{plan.replicas} * job.shape.directions : 1;
   if (plan.tier == Tier::kStepwise || plan.tier == Tier::kBlock)
     return ceil_div(plan.blocks * replicas, device.multiprocessors);
   if (plan.tier == Tier::kGrid)
