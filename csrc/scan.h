@@ -100,9 +100,9 @@ template <class T>
 struct ScanParams {
   Shape shape;
   Batch batch;
-  // CPU, one direction: of layers that run at the same time, or null. x of a step is there once `below` has completed
-  // it.
-  const Progress* below;
+  // CPU, one direction: of layers that run at the same time, or null. What a step takes of the layer `ahead`, the one
+  // below or, in the backward pass, the one above, is there once that has completed it.
+  const Progress* ahead;
   Progress* progress;
   Weights<T> weights[2];  // per direction
   const T* x;             // [R, I]              CPU only, as w_ih and b_ih

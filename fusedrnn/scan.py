@@ -77,7 +77,7 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
 
 def scan_layers(cell: str, layers: list[ScanInputs]) -> list[Outputs] | None:
     """Runs layers of which each but the first takes the output of the one below as its x, side by side on several
-    threads, without gradients. None, and nothing is done, where that is not possible or not faster."""
+    threads. None, and nothing is done, where that is not possible or not faster."""
     first = layers[0]
     if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled() or not _may_have_kernels(cell, first.x):
         return None

@@ -106,6 +106,7 @@ def _run_side_by_side(cell: str, of_layer, x: Tensor, layers: int, h0: Tensor, o
     """What :func:`fusedrnn.scan.scan_layers` makes of layers that all take the output of the one below as it is; None
     where they must run one after the other."""
     alike = layers > 1 and not options.dropout and options.noise is None and not options.sequences
-    if not alike or torch.compiler.is_compiling() or h0.size(1) >= torch.get_num_threads():
+    recompute = options.recompute and torch.is_grad_enabled()
+    if not alike or recompute or torch.compiler.is_compiling() or h0.size(1) >= torch.get_num_threads():
         return None
     return scan_layers(cell, [of_layer(layer, None if layer else x) for layer in range(layers)])

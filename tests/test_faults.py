@@ -60,23 +60,33 @@ def fail_everywhere(threads):
 def fail_side_by_side():
     """The same for layers that run at the same time."""
     layers, x, faults = fusedrnn.FusedGRU(8, 64, num_layers=3), torch.randn(400, 1, 8), ctypes.CDLL(None)
-    with torch.no_grad():
-        expected = layers(x)[0]
-        for place in range(1, 1000):
+
+    @torch.no_grad()
+    def inference():
+        return [layers(x)[0]]
+
+    def training():
+        return [y := layers(x)[0], *torch.autograd.grad(y.sum(), layers.parameters())]
+
+    places = 0
+    for attempt in (inference, training):
+        expected = attempt()
+        for place in range(1, 2000):
             fusedrnn.empty_cache()
             faults.fail_after(place)
             try:
-                result = layers(x)[0]
+                results = attempt()
                 ended = faults.allocations_left() > 0
             except (MemoryError, RuntimeError):
                 continue
             finally:
                 faults.fail_after(0)
-            assert torch.equal(result, expected)
+            assert all(map(torch.equal, results, expected))
             if ended:
                 break
-    assert 10 < place < 999
-    return place - 1
+        assert 10 < place < 1999
+        places += place - 1
+    return places
 
 
 def fail_each_allocation(module):

@@ -192,11 +192,89 @@ def test_layers_side_by_side_have_the_bits_of_one_thread(form, build, layers, si
     assert all(same(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("why", ["gradients", "few steps", "rows for all threads", "two directions", "states wanted"])
+def train(layer, x, h0, given, threads=(1, 1)):
+    """All results of a forward and a backward pass, by so many threads each."""
+    leaves = [x, *h0, *layer.parameters()]
+    torch.set_num_threads(threads[0])
+    y, state = layer(x, h0 if len(h0) > 1 else h0[0], **given)
+    results = [y, *(state if isinstance(state, tuple) else (state,))]
+    torch.set_num_threads(threads[1])
+    return [*results, *torch.autograd.grad(results, leaves, [r.detach() for r in results])]
+
+
+TRAINED = list(itertools.product(["LSTM", "GRU", "RNN", "options"], [torch.float32, torch.bfloat16]))
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize(("form", "dtype"), [*TRAINED, ("user's", torch.float32)])
+def test_layers_that_train_side_by_side_have_the_bits_of_one_thread(form, layers, dtype, side_by_side):
+    N, T, given = 1, 301, {}
+    if form == "options":
+        N, T = 2, 1101  # gradients of the weights are summed in three parts
+        layer = fusedrnn.FusedLSTM(12, 40, layers, proj_size=20)
+        given = {"lengths": torch.tensor([700, 1099]), "reset": torch.rand(T, N) < 0.01}
+        given["reset_state"] = (torch.randn(layers, N, 20, dtype=dtype), torch.randn(layers, N, 40, dtype=dtype))
+    elif form == "user's":
+        layer = fusedrnn.Recurrent(fusedrnn.zoo.mgu, 12, 40, layers)
+    else:
+        layer = getattr(fusedrnn, f"Fused{form}")(12, 40, layers)
+    layer, x = layer.to(dtype), torch.randn(T, N, 12, dtype=dtype, requires_grad=True)
+    widths = {"LSTM": (40, 40), "options": (20, 40)}.get(form, (40,))
+    h0 = tuple(torch.randn(layers, N, width, dtype=dtype, requires_grad=True) for width in widths)
+    expected = train(layer, x, h0, given)
+    for threads in ((4, 4), (3, 4), (4, 1), (1, 4)):
+        assert same(train(layer, x, h0, given, threads), expected), threads
+    assert sum(side_by_side) == len(side_by_side) == 3
+
+
+@pytest.mark.parametrize("wanted", ["of the upper layer", "of x", "of the lower state"])
+def test_gradients_of_some_inputs_are_those_of_layers_one_after_the_other(wanted, side_by_side):
+    layer, x = fusedrnn.FusedGRU(12, 24, 3), torch.randn(300, 1, 12, requires_grad=True)
+    h0 = torch.zeros(3, 1, 24, requires_grad=True)
+    leaf = {"of the upper layer": layer.weight_ih_l1, "of x": x, "of the lower state": h0}[wanted]
+
+    def gradient(threads):
+        torch.set_num_threads(threads)
+        y, h = layer(x, h0)
+        return torch.autograd.grad(h[:1].sum() if wanted == "of the lower state" else y.sum(), leaf)
+
+    assert same(gradient(4), gradient(1)) and side_by_side == [True]
+
+
+def test_layers_that_ran_side_by_side_can_be_differentiated_twice(side_by_side):
+    layer, x = fusedrnn.FusedLSTM(3, 4, 2).double(), torch.randn(192, 1, 3, dtype=torch.float64, requires_grad=True)
+
+    def second(threads):
+        torch.set_num_threads(threads)
+        y, (h, c) = layer(x)
+        leaves = [x, *layer.parameters()]
+        first = torch.autograd.grad((y * y).sum() + (h * c).sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum((g * g).sum() for g in first), leaves)
+
+    torch.testing.assert_close(second(2), second(1), rtol=1e-9, atol=1e-12)
+    assert side_by_side == [True]
+
+
+def test_layers_side_by_side_return_no_gradients_of_frozen_ones(side_by_side):
+    layer, x = fusedrnn.FusedRNN(12, 24, 2), torch.randn(300, 1, 12)
+    torch.set_num_threads(2)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name == "weight_hh_l0")
+    layer(x)[0].sum().backward()
+    assert [name for name, p in layer.named_parameters() if p.grad is not None] == ["weight_hh_l0"]
+    layer.weight_hh_l0.requires_grad_(False)
+    layer.weight_hh_l1.requires_grad_(True)
+    layer(x)[0].sum().backward()
+    assert side_by_side == [True, False]  # only the upper one's graph is wanted
+
+
+@pytest.mark.parametrize(
+    "why", ["dropout", "recompute", "few steps", "rows for all threads", "two directions", "states wanted"]
+)
 def test_layers_run_one_after_the_other_where_they_must(why, side_by_side):
-    layer = fusedrnn.FusedGRU(12, 48, 2, bidirectional=why == "two directions")
+    options = {"dropout": 0.5 * (why == "dropout"), "recompute": why == "recompute"}
+    layer = fusedrnn.FusedGRU(12, 48, 2, bidirectional=why == "two directions", **options)
     x = torch.randn(50 if why == "few steps" else 400, 2 if why == "rows for all threads" else 1, 12)
     torch.set_num_threads(2)
-    with torch.set_grad_enabled(why == "gradients"):
-        layer(x, return_state_sequence="all" if why == "states wanted" else False)
+    layer(x, return_state_sequence="all" if why == "states wanted" else False)
     assert True not in side_by_side

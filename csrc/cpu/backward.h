@@ -19,6 +19,7 @@ class Backward {
   static constexpr int B = Cell::kRecurrent, A = Cell::kSaved, Q = Cell::kGrads, kPlanes = planes_of<Cell>;
   static constexpr int64_t kBlockRows = 8 * kTileRows;
   static constexpr int64_t kChunkRows = 1024;  // rows whose gate gradients are summed up together, about
+  static constexpr int64_t kPieceRows = 48;    // that a layer completes at once for the one below, at least
   static constexpr int kStates = Cell::kStates;
 
  public:
@@ -55,15 +56,19 @@ class Backward {
   void run() {
     double flops = 2.0 * s.packed_rows * s.directions * B * s.hidden * s.projected;
     size_t last = chunks.size() - 2;
-    Division division = divide<Cell>(p, flops);
+    Division division = p.progress ? Division{1, 1, 1} : divide<Cell>(p, flops);
     for (size_t i = 0; i <= last; ++i) {
+      if (p.progress) sums[0]->prepare(0, 1, chunk(0, i), i == 0);
       run_partitioned(p, division, [&](Partition& part) {
         if (i == 0) {
           pack_weights(part);
           if (!part.splits_units()) part.sync();
           start(part);
         }
-        if (part.row < part.row_end) walk(part, chunk(part.d, i));
+        if (p.progress)
+          walk_in_pieces(part, chunk(part.d, i));
+        else if (part.row < part.row_end)
+          walk(part, chunk(part.d, i), chunk(part.d, i));
         if (i == last) finish(part);
       });
       sum_up(i);
@@ -116,7 +121,7 @@ class Backward {
     Barrier barrier;
     team(flops < kFlopsWorthAThread ? 1 : max_threads(), [&](int64_t member, int64_t members) {
       barrier.run([&] {
-        for (int d = 0; d < s.directions; ++d) sums[d]->prepare(member, members, chunk(d, i), i == 0);
+        for (int d = 0; d < s.directions && !p.progress; ++d) sums[d]->prepare(member, members, chunk(d, i), i == 0);
         barrier.sync(members);
         for (int d = 0; d < s.directions; ++d) {
           bool begun = s.directions == 2 && (2 * i > last || (2 * i == last && d == 1));
@@ -177,17 +182,30 @@ class Backward {
     Buffer<S> wide, tile;     // in the type of arithmetic; [kBlockRows, kPanel]
   };
 
-  void walk(Partition& part, const Steps& steps) {
+  // Steps of a chunk.
+  void walk(Partition& part, const Steps& chunk, const Steps& steps) {
     StepIterator<T> walk{{p, part.d}, zeros};
     int64_t widest = s.projected > Q * s.hidden ? s.projected : Q * s.hidden;
     LiveRows live(part.row_end - part.row, kDotProducts && !pairs ? widest : 0);
     for (int64_t i = 0; i < steps.end - steps.begin; ++i) {
       int64_t t = part.d ? steps.begin + i : steps.end - 1 - i;
-      int64_t before = taken[t] - taken[steps.begin] + alive_rows(walk, t, part.row);
+      int64_t before = taken[t] - taken[chunk.begin] + alive_rows(walk, t, part.row);
       live.count = 0;
       for (int64_t n = part.row; n < part.row_end && n < walk.rows(t); ++n)
         if (walk.alive(t, n)) live.n[live.count++] = n;
       take_step(part, walk, t, part.d * room + before, live);
+    }
+  }
+
+  // A chunk beside the layer below, which goes on when it has dx of a piece.
+  void walk_in_pieces(Partition& part, const Steps& chunk) {
+    for (int64_t begin, end = chunk.end; end > chunk.begin; end = begin) {
+      for (begin = end - 1; begin > chunk.begin && taken[end] - taken[begin] < kPieceRows;) --begin;
+      if (p.ahead) p.ahead->wait_for(s.steps - begin);
+      walk(part, chunk, {begin, end, taken[end] - taken[begin]});
+      int64_t before = taken[chunk.begin];
+      if (g.dx) sums[0]->add_dx(taken[begin] - before, taken[end] - before, dgates, false);
+      p.progress->complete(s.steps - begin);
     }
   }
 

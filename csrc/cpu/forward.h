@@ -92,7 +92,7 @@ class Forward {
       int64_t chunk = 0;
       for (next = i; next < s.steps && chunk < chunk_rows; ++next)
         chunk += live_rows(part, walk, walk.step(next), space.rows + chunk);
-      if (p.below) p.below->wait_for(next);
+      if (p.ahead) p.ahead->wait_for(next);
       project_input(part, chunk, space);
       Row* first = space.rows;
       for (; i < next; ++i) {

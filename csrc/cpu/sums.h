@@ -162,11 +162,12 @@ class Sums {
     bool first, last, begun;
   };
 
-  // dgates [rows, kPlanes, H] and dh_steps [rows, P] of the chunk.
+  // dgates [rows, kPlanes, H] and dh_steps [rows, P] of the chunk. Where layers run at the same time, dx is made
+  // before.
   void add(int64_t member, int64_t members, const Steps& steps, const E* dgates, const E* dh_steps, Turn turn) const {
     auto share = [&](int64_t n, int64_t i, int64_t grain) { return boundary(n, member + i, members, grain); };
     int64_t row = share(steps.rows, 0, 1), row_end = share(steps.rows, 1, 1);
-    if (g.dx) add_dx(row, row_end, dgates, turn.begun);
+    if (g.dx && !p.progress) add_dx(row, row_end, dgates, turn.begun);
     for (int e = 0; e < Cell::kInputs; ++e)
       if (g.inputs[e].values) add_input(e, row, row_end, dgates, turn.begun);
     Buffer<S> room(kDotProducts ? kBlockUnits * ((steps.rows + 1) / 2) : 0);
@@ -187,6 +188,30 @@ class Sums {
     for_units(dw.w_hr ? s.projected : 0, [&](int64_t j, int64_t units) {
       Columns a = columns(dh_steps + j, s.projected, steps.rows, units, room);
       add_product(w_hr, j, units, a, hidden, steps.rows, turn);
+    });
+  }
+
+  // dx (+)= dgates W_ih, of some rows of the chunk; the gradient of gates_x is dgates itself
+  void add_dx(int64_t begin, int64_t end, const E* dgates, bool begun) const {
+    int64_t K = G * s.hidden;
+    for (int64_t k = begin; p.gates_x && k < end; ++k)
+      for (int64_t n = 0; n < K; n += V::kLanes)
+        V::load(dgates + k * kPlanes * s.hidden + n, K - n).store(g.dx + (places[k] * s.directions + d) * K + n, K - n);
+    if (p.gates_x) return;
+    Buffer<S> tile(kBlockRows * kPanel<S>), wide(kDotProducts && !pairs ? kBlockRows * padded<S>(K) : 0);
+    for_panels(w_ih_of_dx.panel(), 0, s.input, false, [&](int64_t n, int64_t columns) {
+      for_blocks(end - begin, kBlockRows, [&](int64_t m, int64_t rows) {
+        const E* own[kBlockRows];
+        const S* a[kBlockRows];
+        for (int64_t b = 0; b < rows; ++b) own[b] = dgates + (begin + m + b) * kPlanes * s.hidden;
+        as_operands<E, S>(rows, K, own, pairs, wide, a);
+        w_ih_of_dx.multiply(rows, a, {n, columns, 0, K}, {zero_bias, 0, tile, kPanel<S>});
+        for (int64_t b = 0; b < rows; ++b) {
+          T* to = g.dx + places[begin + m + b] * s.input + n;
+          if (begun) add_row(tile + b * kPanel<S>, to, columns);
+          narrow_row(to, tile + b * kPanel<S>, columns);
+        }
+      });
     });
   }
 
@@ -228,30 +253,6 @@ class Sums {
     if (k >= 0) add_product(w_hh, recurrent, units, a, h_before, rows, turn);
     if (turn.last && q < G && dw.b_ih) narrow_row(dw.b_ih + unit, bias + q * H_ + j, units);
     if (turn.last && k >= 0 && dw.b_hh) narrow_row(dw.b_hh + recurrent, bias + q * H_ + j, units);
-  }
-
-  // dx (+)= dgates W_ih; the gradient of gates_x is dgates itself
-  void add_dx(int64_t begin, int64_t end, const E* dgates, bool begun) const {
-    int64_t K = G * s.hidden;
-    for (int64_t k = begin; p.gates_x && k < end; ++k)
-      for (int64_t n = 0; n < K; n += V::kLanes)
-        V::load(dgates + k * kPlanes * s.hidden + n, K - n).store(g.dx + (places[k] * s.directions + d) * K + n, K - n);
-    if (p.gates_x) return;
-    Buffer<S> tile(kBlockRows * kPanel<S>), wide(kDotProducts && !pairs ? kBlockRows * padded<S>(K) : 0);
-    for_panels(w_ih_of_dx.panel(), 0, s.input, false, [&](int64_t n, int64_t columns) {
-      for_blocks(end - begin, kBlockRows, [&](int64_t m, int64_t rows) {
-        const E* own[kBlockRows];
-        const S* a[kBlockRows];
-        for (int64_t b = 0; b < rows; ++b) own[b] = dgates + (begin + m + b) * kPlanes * s.hidden;
-        as_operands<E, S>(rows, K, own, pairs, wide, a);
-        w_ih_of_dx.multiply(rows, a, {n, columns, 0, K}, {zero_bias, 0, tile, kPanel<S>});
-        for (int64_t b = 0; b < rows; ++b) {
-          T* to = g.dx + places[begin + m + b] * s.input + n;
-          if (begun) add_row(tile + b * kPanel<S>, to, columns);
-          narrow_row(to, tile + b * kPanel<S>, columns);
-        }
-      });
-    });
   }
 
   // Some columns of the chunk's rows, which are rows of A. They stay where they lie, but for pairs of rows.

@@ -79,32 +79,29 @@ bool pay_side_by_side(const Layer& first, int64_t layers) {
   const Shape& s = first.shape;
   int64_t threads = max_threads();
   double step = 2.0 * s.rows * first.traits.recurrent * s.hidden * s.projected;
-  return first.in.x.is_cpu() && layers > 1 && s.directions == 1 && s.rows < threads && s.packed_rows >= kLeastRows &&
-         (layers >= threads || step < kFlopsWorthASync * threads);
+  return first.in.x.is_cpu() && !first.one_step && layers > 1 && s.directions == 1 && s.rows < threads &&
+         s.packed_rows >= kLeastRows && (layers >= threads || step < kFlopsWorthASync * threads);
 }
 
-template <class T>
-void run_side_by_side(const std::deque<Layer>& layers, const std::vector<ScanOutputs>& outputs) {
-  auto count = static_cast<int64_t>(layers.size());
-  std::vector<Progress> progress(layers.size());
+// Calls run(k, progress of k - 1 or null, progress of k) for k = 0 .. count - 1, each on its thread where there are so
+// many.
+template <class F>
+void run_side_by_side(int64_t count, F&& run) {
+  std::vector<Progress> progress(static_cast<size_t>(count));
   team(count, [&](int64_t member, int64_t members) {
-    for (int64_t k = member; k < count; k += members) {
-      auto p = layers[k].template params<T>(outputs[k]);
-      p.below = k ? &progress[k - 1] : nullptr;
-      p.progress = &progress[k];
-      try {
-        forward_of<T>(layers[k])(p);
+    for (int64_t k = member; k < count; k += members) try {
+        run(k, k ? &progress[k - 1] : nullptr, &progress[k]);
       } catch (...) {
         for (; k < count; k += members) progress[k].complete(Progress::kDone);
         throw;
       }
-    }
   });
 }
 
 }  // namespace
 
-std::optional<std::vector<ScanOutputs>> scan_layers(const std::string& name, std::vector<ScanInputs> inputs) {
+std::optional<std::vector<ScanOutputs>> scan_layers(const std::string& name, bool save,
+                                                    std::vector<ScanInputs> inputs) {
   auto count = static_cast<int64_t>(inputs.size());
   std::deque<Layer> layers;
   std::vector<ScanOutputs> outputs;
@@ -112,9 +109,16 @@ std::optional<std::vector<ScanOutputs>> scan_layers(const std::string& name, std
     if (!layers.empty()) in.x = outputs.back().steps[0];
     layers.emplace_back(name, std::move(in));
     if (!pay_side_by_side(layers.back(), count)) return {};
-    outputs.push_back(empty_outputs(layers.back(), false, false));
+    outputs.push_back(empty_outputs(layers.back(), save, false));
   }
-  visit_dtype(layers[0].in.x.scalar_type(), [&](auto type) { run_side_by_side<decltype(type)>(layers, outputs); });
+  visit_dtype(layers[0].in.x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    run_side_by_side(count, [&](int64_t k, const Progress* ahead, Progress* progress) {
+      auto p = layers[k].template params<T>(outputs[k]);
+      p.ahead = ahead, p.progress = progress;
+      forward_of<T>(layers[k])(p);
+    });
+  });
   return outputs;
 }
 
@@ -133,6 +137,66 @@ ScanOutputs take_outputs(const Layer& layer, const ScanOutputs& given) {
   return out;
 }
 
+// A layer's backward pass: its tensors, checked, and those for its results.
+struct BackwardPass {
+  BackwardPass(const std::string& name, const BackwardCall& call)
+      : layer(name, call.inputs), out(take_outputs(layer, call.outputs)), wanted(call.wanted) {
+    for (int k = 0; k < layer.traits.states; ++k) {
+      grads.steps.push_back(layer.take_if_defined(call.grads.steps.at(k), layer.sequence(k), "a gradient of states"));
+      grads.last.push_back(layer.take_if_defined(call.grads.last.at(k), layer.state(k), "a gradient of final states"));
+    }
+    size_t next = 0;
+    auto allocate = [&](const Tensor& of, bool always) {
+      return wanted.at(next++) || always ? layer.empty(of.sizes()) : Tensor();
+    };
+    auto allocate_all = [&](std::vector<Tensor>* to, const std::vector<Tensor>& of, bool always) {
+      for (const Tensor& t : of) to->push_back(allocate(t, always));
+    };
+    made.x = allocate(layer.in.x, false);
+    allocate_all(&made.initial, layer.in.initial, true);
+    for (auto kind : kWeightKinds) allocate_all(&(made.*kind), layer.in.*kind, false);
+    allocate_all(&made.reset_states, layer.in.reset_states, true);
+    allocate_all(&made.step_inputs, layer.in.step_inputs, false);
+  }
+
+  template <class T>
+  void run(const Progress* ahead, Progress* progress) {
+    auto p = layer.params<T>(out);
+    p.ahead = ahead, p.progress = progress;
+    ScanGrads<T> g{};
+    for (int k = 0; k < layer.traits.states; ++k)
+      g.states[k] = {pointer<T>(grads.steps[k]), pointer<T>(grads.last[k]), pointer<T>(made.initial[k]),
+                     pointer<T>(made.reset_states, k)};
+    if constexpr (kWithCuda)
+      if (layer.in.x.is_cuda()) {
+        StepSums of_steps = layer.empty_step_sums();
+        g.steps = {pointer<T>(of_steps.dgates), pointer<T>(of_steps.h_prev), pointer<T>(of_steps.dh_steps)};
+        run_backward(layer.cell, p, g, layer.in.x);
+        return sum_over_steps(layer.in, out, of_steps, &made);
+      }
+    g.dx = pointer<T>(made.x);
+    for (int d = 0; d < layer.shape.directions; ++d)
+      g.weights[d] = {pointer<T>(made.w_ih, d), pointer<T>(made.w_hh, d), pointer<T>(made.b_ih, d),
+                      pointer<T>(made.b_hh, d), pointer<T>(made.w_hr, d), pointer<T>(made.vectors, d)};
+    for (size_t e = 0; e < made.step_inputs.size(); ++e)
+      g.inputs[e] = {pointer<T>(made.step_inputs, e), p.inputs[e].per_unit};
+    driver<CpuDriver<T>>(layer.cell.cpu, layer.traits).backward(p, g);
+  }
+
+  std::vector<Tensor> gradients() const {
+    std::vector<Tensor> all = made.differentiable();
+    for (size_t i = 0; i < all.size(); ++i)
+      if (!wanted[i]) all[i] = Tensor();
+    return all;
+  }
+
+  Layer layer;
+  ScanOutputs out;
+  std::vector<bool> wanted;
+  ScanOutputGrads grads;
+  ScanInputs made;  // the differentiable fields: their gradients. Drivers write those of the states in any case
+};
+
 }  // namespace
 
 std::vector<Tensor> scan_backward(const std::string& name, const ScanInputs& inputs, ScanOutputs outputs,
@@ -140,55 +204,29 @@ std::vector<Tensor> scan_backward(const std::string& name, const ScanInputs& inp
   check(inputs.packed.empty(), "packed weights are for inference: they have no gradients");
   RnnPrecision precision(inputs.x);
   if (!outputs.saved.defined()) recompute(name, inputs, &outputs);
-  Layer layer(name, inputs);
-  const Shape& s = layer.shape;
-  int S = layer.traits.states;
-  ScanOutputs out = take_outputs(layer, outputs);
-  ScanOutputGrads grads;
-  for (int k = 0; k < S; ++k) {
-    grads.steps.push_back(layer.take_if_defined(given.steps.at(k), layer.sequence(k), "a gradient of states"));
-    grads.last.push_back(layer.take_if_defined(given.last.at(k), layer.state(k), "a gradient of final states"));
+  BackwardPass pass(name, {inputs, std::move(outputs), given, wanted});
+  visit_dtype(pass.layer.in.x.scalar_type(), [&](auto type) { pass.run<decltype(type)>(nullptr, nullptr); });
+  return pass.gradients();
+}
+
+std::optional<std::vector<std::vector<Tensor>>> scan_layers_backward(const std::string& name,
+                                                                     const std::vector<BackwardCall>& layers) {
+  auto count = static_cast<int64_t>(layers.size());
+  std::deque<BackwardPass> passes;  // the last layer's is the first
+  for (int64_t k = count - 1; k >= 0; --k) {
+    BackwardCall call = layers[k];
+    if (!passes.empty()) call.grads.steps[0] = passes.back().made.x;
+    passes.emplace_back(name, call);
+    if (!pay_side_by_side(passes.back().layer, count)) return {};
   }
-  ScanInputs made;  // the differentiable fields: their gradients. Drivers write those of the states in any case
-  size_t next = 0;
-  bool on_cuda = layer.in.x.is_cuda();
-  auto allocate = [&](const Tensor& of, bool always) {
-    return wanted.at(next++) || always ? layer.empty(of.sizes()) : Tensor();
-  };
-  auto allocate_all = [&](std::vector<Tensor>* to, const std::vector<Tensor>& of, bool always) {
-    for (const Tensor& t : of) to->push_back(allocate(t, always));
-  };
-  made.x = allocate(layer.in.x, false);
-  allocate_all(&made.initial, layer.in.initial, true);
-  for (auto kind : kWeightKinds) allocate_all(&(made.*kind), layer.in.*kind, false);
-  allocate_all(&made.reset_states, layer.in.reset_states, true);
-  allocate_all(&made.step_inputs, layer.in.step_inputs, false);
-  visit_dtype(layer.in.x.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    auto p = layer.params<T>(out);
-    ScanGrads<T> g{};
-    for (int k = 0; k < S; ++k)
-      g.states[k] = {pointer<T>(grads.steps[k]), pointer<T>(grads.last[k]), pointer<T>(made.initial[k]),
-                     pointer<T>(made.reset_states, k)};
-    if constexpr (kWithCuda)
-      if (on_cuda) {
-        StepSums of_steps = layer.empty_step_sums();
-        g.steps = {pointer<T>(of_steps.dgates), pointer<T>(of_steps.h_prev), pointer<T>(of_steps.dh_steps)};
-        run_backward(layer.cell, p, g, layer.in.x);
-        return sum_over_steps(layer.in, out, of_steps, &made);
-      }
-    g.dx = pointer<T>(made.x);
-    for (int d = 0; d < s.directions; ++d)
-      g.weights[d] = {pointer<T>(made.w_ih, d), pointer<T>(made.w_hh, d), pointer<T>(made.b_ih, d),
-                      pointer<T>(made.b_hh, d), pointer<T>(made.w_hr, d), pointer<T>(made.vectors, d)};
-    for (size_t e = 0; e < made.step_inputs.size(); ++e)
-      g.inputs[e] = {pointer<T>(made.step_inputs, e), p.inputs[e].per_unit};
-    driver<CpuDriver<T>>(layer.cell.cpu, layer.traits).backward(p, g);
+  visit_dtype(passes[0].layer.in.x.scalar_type(), [&](auto type) {
+    run_side_by_side(count, [&](int64_t k, const Progress* ahead, Progress* progress) {
+      passes[k].template run<decltype(type)>(ahead, progress);
+    });
   });
-  std::vector<Tensor> found = made.differentiable();
-  for (size_t i = 0; i < found.size(); ++i)
-    if (!wanted[i]) found[i] = Tensor();
-  return found;
+  std::vector<std::vector<Tensor>> gradients;
+  for (auto pass = passes.rbegin(); pass != passes.rend(); ++pass) gradients.push_back(pass->gradients());
+  return gradients;
 }
 
 }  // namespace fusedrnn

@@ -74,12 +74,24 @@ ScanOutputs scan_forward(const std::string& cell, bool save, bool sequences, Sca
 // time on different threads, a chunk of steps behind each other. Results are those of one after the other, to the bit.
 // Nothing is done where that would not be faster: with more than one direction, few steps, or rows enough for all
 // threads.
-std::optional<std::vector<ScanOutputs>> scan_layers(const std::string& cell, std::vector<ScanInputs> inputs);
+std::optional<std::vector<ScanOutputs>> scan_layers(const std::string& cell, bool save, std::vector<ScanInputs> inputs);
 
 // Returns the gradients of the differentiable inputs in their order, undefined where not wanted. Without outputs.saved
 // the gates are made again first: from the states of all steps by one GEMM, or by another forward pass where a state
 // was not kept.
 std::vector<at::Tensor> scan_backward(const std::string& cell, const ScanInputs& inputs, ScanOutputs outputs,
                                       const ScanOutputGrads& grads, const std::vector<bool>& wanted);
+
+struct BackwardCall {  // the arguments of scan_backward()
+  ScanInputs inputs;
+  ScanOutputs outputs;
+  ScanOutputGrads grads;
+  std::vector<bool> wanted;
+};
+
+// The backward pass of such layers in the same way: y of each but the last gets its gradient from the one above only,
+// so it is not among the grads, and all x but the first one's must be wanted.
+std::optional<std::vector<std::vector<at::Tensor>>> scan_layers_backward(const std::string& cell,
+                                                                         const std::vector<BackwardCall>& layers);
 
 }  // namespace fusedrnn

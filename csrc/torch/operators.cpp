@@ -127,9 +127,9 @@ void forward_with_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet ke
     below();
     ScanOutputs made = place(torch::jit::pop(*stack).toTensorVector(), inputs, save, sequences);
     steps = made.steps;
-    return made;
+    return std::vector<ScanOutputs>{made};
   };
-  ScanOutputs outputs = scan_differentiably({cell, sequences, inputs, run});
+  ScanOutputs outputs = scan_differentiably({cell, sequences, inputs, run})[0];
   for (size_t k = 1; k < steps.size(); ++k)
     if (!outputs.steps[k].defined() && steps[k].defined()) outputs.steps[k] = steps[k].detach();
   put_results(stack, flatten(outputs));

@@ -88,15 +88,9 @@ namespace {
 
 // steps and last of each of some layers, the first of which has its x.
 std::vector<std::vector<Tensor>> run_layers(const std::string& cell, std::vector<ScanInputs> layers) {
+  if (layers.size() > 1)
+    if (auto made = scan_layers(cell, layers)) return std::move(*made);
   std::vector<std::vector<Tensor>> results;
-  if (layers.size() > 1 && !wants_gradients(layers[0]))
-    if (auto made = scan_layers(cell, layers)) {
-      for (ScanOutputs& outputs : *made) {
-        results.push_back(std::move(outputs.steps));
-        results.back().insert(results.back().end(), outputs.last.begin(), outputs.last.end());
-      }
-      return results;
-    }
   for (ScanInputs& in : layers) {
     if (!results.empty()) in.x = results.back()[0];
     results.push_back(scan(cell, false, false, in));

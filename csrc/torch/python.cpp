@@ -109,20 +109,13 @@ std::optional<std::vector<std::vector<Tensor>>> scan_layers(const std::string& c
   std::vector<ScanInputs> inputs;
   for (PyObject* layer : items(layers)) {
     FromPython python(layer);
-    if (!python.plain || wants_gradients(python.in)) return {};
+    if (!python.plain) return {};
     inputs.push_back(std::move(python.in));
   }
   const Tensor& x = inputs.at(0).x;
   if (is_watched() || !x.defined() || !has_kernels(x.scalar_type())) return {};
   pybind11::gil_scoped_release no_gil;
-  auto made = scan_layers(cell, std::move(inputs));
-  if (!made) return {};
-  std::vector<std::vector<Tensor>> results;
-  for (ScanOutputs& outputs : *made) {
-    results.push_back(std::move(outputs.steps));
-    results.back().insert(results.back().end(), outputs.last.begin(), outputs.last.end());
-  }
-  return results;
+  return scan_layers(cell, inputs);
 }
 
 std::optional<std::vector<Tensor>> run_packed(const std::string& cell, int64_t layers, bool projects, bool batch_first,

@@ -18,8 +18,7 @@ ScanInputs inputs_of(pybind11::handle tuple);
 std::optional<std::vector<at::Tensor>> scan(const std::string& cell, bool sequences, bool recompute,
                                             pybind11::handle inputs);
 
-// scan_layers (layer.h) of a list of such tuples: steps and last of each layer. Nothing is done as for scan(), too, and
-// where gradients are wanted.
+// The same of a list of such tuples by scan_layers of node.h. Nothing is done, too, where that does nothing.
 std::optional<std::vector<std::vector<at::Tensor>>> scan_layers(const std::string& cell, pybind11::handle layers);
 
 // run_packed (packed_layers.h) of a module's tensors and what it was called with; hx may be none, a tensor or several.

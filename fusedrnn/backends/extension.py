@@ -81,8 +81,8 @@ def scan(cell: str, sequences: bool, recompute: bool, inputs: ScanInputs) -> lis
 
 
 def scan_layers(cell: str, layers: list[ScanInputs]) -> list[list[Tensor | None]] | None:
-    """What :func:`scan` returns for each of the layers; see csrc/torch/layer.h. None as for :func:`scan`, and where
-    gradients are wanted."""
+    """What :func:`scan` returns for each of the layers, which are one node of autograd; see csrc/torch/node.h. None as
+    for :func:`scan`, and where they are better run one after the other."""
     return _C.scan_layers(cell, layers) if _C is not None else None
 
 
