@@ -210,9 +210,9 @@ TRAINED = list(itertools.product(["LSTM", "GRU", "RNN", "options"], [torch.float
 def test_layers_that_train_side_by_side_have_the_bits_of_one_thread(form, layers, dtype, side_by_side):
     N, T, given = 1, 301, {}
     if form == "options":
-        N, T = 2, 1101  # gradients of the weights are summed in three parts
+        N, T = layers - 1, 1101  # gradients of the weights are summed in three parts
         layer = fusedrnn.FusedLSTM(12, 40, layers, proj_size=20)
-        given = {"lengths": torch.tensor([700, 1099]), "reset": torch.rand(T, N) < 0.01}
+        given = {"lengths": torch.tensor([1099, 700][:N]), "reset": torch.rand(T, N) < 0.01}
         given["reset_state"] = (torch.randn(layers, N, 20, dtype=dtype), torch.randn(layers, N, 40, dtype=dtype))
     elif form == "user's":
         layer = fusedrnn.Recurrent(fusedrnn.zoo.mgu, 12, 40, layers)
@@ -266,6 +266,15 @@ def test_layers_side_by_side_return_no_gradients_of_frozen_ones(side_by_side):
     layer.weight_hh_l1.requires_grad_(True)
     layer(x)[0].sum().backward()
     assert side_by_side == [True, False]  # only the upper one's graph is wanted
+
+
+def test_a_profiler_sees_layers_side_by_side_as_one_event():
+    layer, x = fusedrnn.FusedGRU(12, 24, 2), torch.randn(300, 1, 12)
+    torch.set_num_threads(2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        layer(x)[0].sum().backward()
+    events = [event.name for event in seen.events() if event.name.startswith("fusedrnn::")]
+    assert events == ["fusedrnn::gru", "fusedrnn::gru_backward"]
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,12 @@ class Backward {
         barrier.sync(members);
         for (int d = 0; d < s.directions; ++d) {
           bool begun = s.directions == 2 && (2 * i > last || (2 * i == last && d == 1));
-          sums[d]->add(member, members, chunk(d, i), dgates + d * room * kPlanes * s.hidden,
-                       dh_steps + d * (projects ? room * s.projected : 0), {i == 0, i == last, begun});
+          Steps steps = chunk(d, i);
+          const E* grads = dgates + d * room * kPlanes * s.hidden;
+          int64_t row = boundary(steps.rows, member, members, 1), end = boundary(steps.rows, member + 1, members, 1);
+          if (!p.progress) sums[d]->add_dx(row, end, grads, begun);  // else walk_in_pieces() has made it
+          sums[d]->add(member, members, steps, grads, dh_steps + d * (projects ? room * s.projected : 0),
+                       {i == 0, i == last, begun});
         }
       });
     });
@@ -204,7 +208,7 @@ class Backward {
       if (p.ahead) p.ahead->wait_for(s.steps - begin);
       walk(part, chunk, {begin, end, taken[end] - taken[begin]});
       int64_t before = taken[chunk.begin];
-      if (g.dx) sums[0]->add_dx(taken[begin] - before, taken[end] - before, dgates, false);
+      sums[0]->add_dx(taken[begin] - before, taken[end] - before, dgates, false);
       p.progress->complete(s.steps - begin);
     }
   }

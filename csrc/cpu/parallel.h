@@ -57,8 +57,8 @@ class Barrier {
 };
 
 // How many steps a layer has completed, for the one that takes its results at the same time: the layer above, or in the
-// backward pass, whose steps count from the end, the layer below. Those that wait must be able to end: whoever cannot go
-// on says that it is done.
+// backward pass, whose steps count from the end, the layer below. Those that wait must be able to end: whoever cannot
+// go on says that it is done.
 class Progress {
  public:
   static constexpr int64_t kDone = INT64_MAX;

@@ -162,12 +162,10 @@ class Sums {
     bool first, last, begun;
   };
 
-  // dgates [rows, kPlanes, H] and dh_steps [rows, P] of the chunk. Where layers run at the same time, dx is made
-  // before.
+  // All gradients but dx. dgates [rows, kPlanes, H] and dh_steps [rows, P] of the chunk.
   void add(int64_t member, int64_t members, const Steps& steps, const E* dgates, const E* dh_steps, Turn turn) const {
     auto share = [&](int64_t n, int64_t i, int64_t grain) { return boundary(n, member + i, members, grain); };
     int64_t row = share(steps.rows, 0, 1), row_end = share(steps.rows, 1, 1);
-    if (g.dx && !p.progress) add_dx(row, row_end, dgates, turn.begun);
     for (int e = 0; e < Cell::kInputs; ++e)
       if (g.inputs[e].values) add_input(e, row, row_end, dgates, turn.begun);
     Buffer<S> room(kDotProducts ? kBlockUnits * ((steps.rows + 1) / 2) : 0);
@@ -194,6 +192,7 @@ class Sums {
   // dx (+)= dgates W_ih, of some rows of the chunk; the gradient of gates_x is dgates itself
   void add_dx(int64_t begin, int64_t end, const E* dgates, bool begun) const {
     int64_t K = G * s.hidden;
+    if (!g.dx) return;
     for (int64_t k = begin; p.gates_x && k < end; ++k)
       for (int64_t n = 0; n < K; n += V::kLanes)
         V::load(dgates + k * kPlanes * s.hidden + n, K - n).store(g.dx + (places[k] * s.directions + d) * K + n, K - n);

@@ -1,6 +1,7 @@
 // Both passes: check, allocate, fill ScanParams, call. No arithmetic.
 #include "layer.h"
 
+#include <algorithm>
 #include <deque>
 #include <utility>
 
@@ -71,16 +72,17 @@ ScanOutputs scan_forward(const std::string& name, bool save, bool sequences, Sca
 
 namespace {
 
-// Do layers pay that wait for each other once in a chunk of steps? Where there are more threads than layers and a step
-// is worth a barrier, units are split instead.
+// Do layers pay that wait for each other once in a chunk of steps? Not where rows keep as many threads busy. Where
+// there are more threads than layers and a step is worth a barrier, units are split instead.
 bool pay_side_by_side(const Layer& first, int64_t layers) {
   constexpr int64_t kLeastRows = 192;       // two chunks
   constexpr double kFlopsWorthASync = 3e4;  // as in cpu/steps.h
   const Shape& s = first.shape;
   int64_t threads = max_threads();
   double step = 2.0 * s.rows * first.traits.recurrent * s.hidden * s.projected;
-  return first.in.x.is_cpu() && !first.one_step && layers > 1 && s.directions == 1 && s.rows < threads &&
-         s.packed_rows >= kLeastRows && (layers >= threads || step < kFlopsWorthASync * threads);
+  return first.in.x.is_cpu() && !first.one_step && layers > 1 && s.directions == 1 &&
+         s.rows < std::min(threads, layers) && s.packed_rows >= kLeastRows &&
+         (layers >= threads || step < kFlopsWorthASync * threads);
 }
 
 // Calls run(k, progress of k - 1 or null, progress of k) for k = 0 .. count - 1, each on its thread where there are so
@@ -100,8 +102,8 @@ void run_side_by_side(int64_t count, F&& run) {
 
 }  // namespace
 
-std::optional<std::vector<ScanOutputs>> scan_layers(const std::string& name, bool save,
-                                                    std::vector<ScanInputs> inputs) {
+std::optional<std::vector<ScanOutputs>> scan_layers(const std::string& name, bool save, std::vector<ScanInputs> inputs,
+                                                    const std::function<void()>& begin) {
   auto count = static_cast<int64_t>(inputs.size());
   std::deque<Layer> layers;
   std::vector<ScanOutputs> outputs;
@@ -111,6 +113,7 @@ std::optional<std::vector<ScanOutputs>> scan_layers(const std::string& name, boo
     if (!pay_side_by_side(layers.back(), count)) return {};
     outputs.push_back(empty_outputs(layers.back(), save, false));
   }
+  begin();
   visit_dtype(layers[0].in.x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     run_side_by_side(count, [&](int64_t k, const Progress* ahead, Progress* progress) {
@@ -209,6 +212,27 @@ std::vector<Tensor> scan_backward(const std::string& name, const ScanInputs& inp
   return pass.gradients();
 }
 
+namespace {
+
+// Side by side, each layer makes its sums over steps on one thread. Is that less than what one layer after the other
+// takes, which makes them on all threads?
+bool pay_side_by_side(const std::deque<BackwardPass>& passes) {
+  constexpr double kFewRows = 2.5;  // what a product with few rows costs, in units of one with many
+  double threads = static_cast<double>(max_threads()), longest = 0, all = 0, one_by_one = 0;
+  for (const BackwardPass& pass : passes) {
+    const Shape& s = pass.layer.shape;
+    const CellTraits& cell = pass.layer.traits;
+    double recurrent = static_cast<double>(cell.recurrent) * s.projected, steps = kFewRows * recurrent;
+    double sums = 2.0 * cell.gates * s.input + recurrent;
+    longest = std::max(longest, (steps + sums) * s.hidden);
+    all += (steps + sums) * s.hidden;
+    one_by_one += (steps / s.rows + sums / threads) * s.hidden;
+  }
+  return std::max(longest, all / threads) < one_by_one;
+}
+
+}  // namespace
+
 std::optional<std::vector<std::vector<Tensor>>> scan_layers_backward(const std::string& name,
                                                                      const std::vector<BackwardCall>& layers) {
   auto count = static_cast<int64_t>(layers.size());
@@ -219,6 +243,7 @@ std::optional<std::vector<std::vector<Tensor>>> scan_layers_backward(const std::
     passes.emplace_back(name, call);
     if (!pay_side_by_side(passes.back().layer, count)) return {};
   }
+  if (!pay_side_by_side(passes)) return {};
   visit_dtype(passes[0].layer.in.x.scalar_type(), [&](auto type) {
     run_side_by_side(count, [&](int64_t k, const Progress* ahead, Progress* progress) {
       passes[k].template run<decltype(type)>(ahead, progress);

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -73,8 +74,9 @@ ScanOutputs scan_forward(const std::string& cell, bool save, bool sequences, Sca
 // The forward pass of layers of which each but the first takes the output of the one below as its x, all at the same
 // time on different threads, a chunk of steps behind each other. Results are those of one after the other, to the bit.
 // Nothing is done where that would not be faster: with more than one direction, few steps, or rows enough for all
-// threads.
-std::optional<std::vector<ScanOutputs>> scan_layers(const std::string& cell, bool save, std::vector<ScanInputs> inputs);
+// threads; else begin() is called first.
+std::optional<std::vector<ScanOutputs>> scan_layers(const std::string& cell, bool save, std::vector<ScanInputs> inputs,
+                                                    const std::function<void()>& begin);
 
 // Returns the gradients of the differentiable inputs in their order, undefined where not wanted. Without outputs.saved
 // the gates are made again first: from the states of all steps by one GEMM, or by another forward pass where a state

@@ -277,10 +277,14 @@ variable_list scan(const std::string& cell, bool sequences, bool recompute, cons
 std::optional<std::vector<variable_list>> scan_layers(const std::string& cell, const std::vector<ScanInputs>& layers) {
   bool differentiable = std::any_of(layers.begin(), layers.end(), wants_gradients);
   if (differentiable && !wants_gradients(layers[0])) return {};
+  std::optional<Event> event;  // one, as they run at the same time
+  auto begin = [&] {
+    event.emplace(cell, "", layers[0], variable_list(), differentiable ? at::sequence_number::peek() : -1);
+  };
   std::optional<std::vector<ScanOutputs>> made;
   {
     at::NoGradGuard no_grad;
-    made = scan_layers(cell, differentiable, layers);
+    made = scan_layers(cell, differentiable, layers, begin);
   }
   if (!made) return {};
   if (differentiable) made = scan_differentiably({cell, false, layers, [&] { return std::move(*made); }});
