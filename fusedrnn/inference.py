@@ -45,6 +45,7 @@ class _Packed:
         self.form, self._packed_suffixes = form, suffixes
         for name in ("input_size", "hidden_size", "bias"):
             setattr(self, name, getattr(module, name))
+        self.heads = getattr(module, "heads", 1)
         self.cell = module.cell if isinstance(module, (Recurrent, RecurrentCell)) else _built_in(module)
         self.proj_size = getattr(module, "proj_size", 0)
         self._name = self._register()

@@ -76,9 +76,10 @@ def augru(x, r, s, e):
 
 @cell(gates="i f z o", states="h c n m")
 def slstm(x, r, s):
-    """LSTM with exponential gates, of one head. Beck et al., xLSTM: extended long short-term memory, 2024.
+    """LSTM with exponential gates. Beck et al., xLSTM: extended long short-term memory, 2024.
 
-    n sums up the gates, and m, the largest exponent so far, keeps both exponentials from overflowing.
+    n sums up the gates, and m, the largest exponent so far, keeps both exponentials from overflowing: the true c and n
+    are those of the state times exp(m). Heads are ``fusedrnn.Recurrent(fusedrnn.zoo.slstm, ..., heads=4)``.
     """
     i, f, z, o = x + r
     log_f = F.logsigmoid(f) + s.m
