@@ -121,7 +121,7 @@ class _Parameters(nn.Module):
     @property
     def backend(self) -> str:
         """``"compiled"`` where the cell has kernels for these parameters, which are made if need be, else
-        ``"reference"``."""
+        ``"reference"``, as of every cell with a norm."""
         w = next(self.parameters())
         return "compiled" if compiled.is_compiled(self._name, w.dtype, w.device.type) else "reference"
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fusedrnn import zoo
-from fusedrnn.compiler import CellError, __main__, cell
+from fusedrnn.compiler import CellError, __main__, cell, layer_norm, rms_norm
 from fusedrnn.compiler.groups import Gates
 
 
@@ -25,6 +25,7 @@ def refused(body: str, **names) -> str:
     """The error of a cell whose function is this."""
     source = f"def wrong(x, r, s, *more):\n    {body}\n"
     scope = {"torch": torch, "F": F, "CONSTANT": torch.ones(5), "WEIGHT": torch.nn.Parameter(torch.tensor(2.0))}
+    scope |= {"layer_norm": layer_norm, "rms_norm": rms_norm}
     path = f"<{body}>"
     linecache.cache[path] = len(source), None, source.splitlines(True), path
     exec(compile(source, path, "exec"), scope)
@@ -83,6 +84,23 @@ def test_what_a_kernel_cannot_do_is_refused_with_its_line(body):
     message = refused(body)
     assert re.search(REFUSED[body], message), message
     assert re.search(r"^cell wrong: ", message) and f"<{body}>:" in message, message
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("return layer_norm(2.0)", "layer_norm takes gates, such as x, r and x [+] r, or a state, not float"),
+        ("return rms_norm(r).i", "rms_norm takes gates, .*, not a group without gates"),
+        ("return rms_norm(CONSTANT) + s.h", r"rms_norm takes gates or a state, .*, not a tensor of float32 \[5\]"),
+        ("return rms_norm(x.i > 0)", r"rms_norm takes gates or a state, .*, not a tensor of bool \[3, 5\]"),
+        ("return s.h * layer_norm(more[0].w)", r"layer_norm takes gates or a state, .*, not a tensor of float64 \[5\]"),
+        ("return s.h * layer_norm(more[1].t)", r"layer_norm takes gates .*, not a tensor of float64 \[3, 1\]"),
+        ("with torch.no_grad(): return layer_norm(s.h)", "layer_norm with gradients switched off .* use detach"),
+    ],
+)
+def test_norms_take_what_has_a_number_a_row_and_unit(body, message):
+    said = refused(body, recurrent="", parameters="w", inputs="t")
+    assert re.search(message, said) and f"<{body}>:" in said, said
 
 
 def test_groups_of_different_gates_do_not_go_together():

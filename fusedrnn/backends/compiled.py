@@ -23,6 +23,11 @@ def register(cell: compiler.Cell) -> str:
     return generated.key
 
 
+def has_norms(name: str) -> bool:
+    """Does this cell, written by a user, have a norm over a row, which no kernel computes?"""
+    return not NAMES[name].struct
+
+
 @extension.constant_in_graphs
 def may_have_kernels(name: str, dtype: torch.dtype, device: str) -> bool:
     """False where there are certainly none of this cell, be it a built-in one."""
@@ -40,7 +45,7 @@ def is_compiled(name: str, dtype: torch.dtype, device: str) -> bool:
 
 
 def _compile(name: str, dtype: torch.dtype, device: str) -> bool:
-    if extension._C is None or device != "cpu" or dtype not in extension.DTYPES:
+    if extension._C is None or device != "cpu" or dtype not in extension.DTYPES or has_norms(name):
         return False
     try:
         compiler.load(NAMES[name].text, NAMES[name].struct, dtype)

@@ -23,8 +23,6 @@ class Group:
     every gate, of which those count that the other group has too.
     """
 
-    __slots__ = ("_what", "_values", "_follower")
-
     def __init__(self, what: str, names: Sequence[str], values: Sequence[Any], follower: bool = False):
         object.__setattr__(self, "_what", what)
         object.__setattr__(self, "_values", dict(zip(names, values, strict=True)))
@@ -49,7 +47,9 @@ class Group:
 
 
 class Gates(Group):
-    __slots__ = ()
+    def _with_values(self, values: Sequence[Any]) -> Gates:
+        """The same gates with other values."""
+        return Gates("a group", list(self._values), values)
 
     def _combined(self, other: Any, operation: Callable[[Any, Any], Any]) -> Gates:
         if not isinstance(other, Gates):
