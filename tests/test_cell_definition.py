@@ -176,10 +176,10 @@ def test_the_reference_is_the_function_of_rows():
     theirs.weight_ih.copy_(torch.eye(20))
     theirs.weight_hh.zero_()
     theirs.bias_ih.zero_(), theirs.bias_hh.zero_()
-    for ours, wanted in zip(lstm.reference(x, r, h, c), theirs(x + r, (h, c)), strict=True):
+    for ours, wanted in zip(lstm.of_vectors(None)(x, r, h, c), theirs(x + r, (h, c)), strict=True):
         torch.testing.assert_close(ours, wanted)
     score = torch.rand(3)
-    new = zoo.augru.reference(torch.randn(3, 15), torch.randn(3, 15), h, inputs=[score * 0])
+    new = zoo.augru.of_vectors(None)(torch.randn(3, 15), torch.randn(3, 15), h, inputs=[score * 0])
     torch.testing.assert_close(new[0], h)
 
 
@@ -190,7 +190,7 @@ def test_the_reference_takes_vectors_in_order():
         return y.a + p.u * s.h + e.gap * y.b
 
     x, h, vectors, gap = torch.randn(3, 10), torch.randn(3, 5), torch.randn(3, 5), torch.randn(3, 5)
-    new = ordered.reference(x, None, h, vectors=vectors, inputs=[gap])
+    new = ordered.of_vectors(vectors)(x, None, h, inputs=[gap])
     wanted = vectors[1] * x[:, :5] + vectors[0] * h + gap * vectors[2] * x[:, 5:]
     torch.testing.assert_close(new[0], wanted)
     assert zoo.min_gru.recurrent == () and ordered.vectors == 3

@@ -19,7 +19,7 @@ def register(cell: compiler.Cell) -> str:
     """The name of the cell for :func:`fusedrnn.scan.scan`: another one where its kernels would be others."""
     generated = cell.generate()
     NAMES.setdefault(generated.key, generated)
-    reference.WRITTEN.setdefault(generated.key, cell.reference)
+    reference.WRITTEN.setdefault(generated.key, cell.of_vectors)
     return generated.key
 
 

@@ -50,12 +50,9 @@ def _normalised(name: str, v: Gates | Tensor) -> Gates | Tensor:
     if not isinstance(v, (Gates, Tensor)) or isinstance(v, Gates) and not len(v):
         what = "a group without gates" if isinstance(v, Gates) else type(v).__name__
         raise GroupError(f"{name} takes gates, such as x, r and x + r, or a state, not {what}")
-    parts = list(v) if isinstance(v, Gates) else [v]
     record = None if torch.compiler.is_compiling() else recorder.get()
-    if record is not None:
-        made = record(name, parts)
-    elif len(parts) == 1:
-        made = [NORMS[name](parts[0])]
-    else:
-        made = NORMS[name](torch.cat(parts, -1)).chunk(len(parts), -1)
-    return v._with_values(made) if isinstance(v, Gates) else made[0]
+    if isinstance(v, Gates):
+        if record is not None:
+            return v._with(record(name, list(v)))
+        return v._with(NORMS[name](torch.cat(list(v), -1) if v._whole is None else v._whole))
+    return NORMS[name](v) if record is None else record(name, [v])[0]
