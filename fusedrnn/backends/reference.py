@@ -82,6 +82,12 @@ def _given(step_inputs: Sequence[Tensor]) -> dict:
     return {"inputs": step_inputs} if step_inputs else {}
 
 
+def _of_each_step(inputs: ScanInputs, sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """The inputs beside x."""
+    parts = [t.flatten(0, inputs.x.dim() - 2).split(sizes) for t in inputs.step_inputs]
+    return list(zip(*parts, strict=True)) or [()] * len(sizes)
+
+
 class _Direction:
     """One direction of a layer. Packed: x is [R, I], and step t uses the next sizes[t] rows."""
 
@@ -94,10 +100,8 @@ class _Direction:
         self.starts = [0]
         for size in self.sizes:
             self.starts.append(self.starts[-1] + size)
-        # of each step: one split, as the gradient of a slice is as large as all steps
-        self.gates_x = gates_x.flatten(0, -2).split(self.sizes)
-        rows_of_steps = [t.flatten(0, inputs.x.dim() - 2).split(self.sizes) for t in inputs.step_inputs]
-        self.step_inputs = list(zip(*rows_of_steps, strict=True)) or [()] * len(self.sizes)
+        self.gates_x = gates_x.flatten(0, -2).split(self.sizes)  # a slice's gradient is as large as all steps
+        self.step_inputs = _of_each_step(inputs, self.sizes)
         self.reset = None if inputs.reset is None else inputs.reset.flatten()
         self.initial = [s[d] for s in inputs.initial]
         self.reset_states = [s[d] for s in inputs.reset_states] or [torch.zeros_like(s) for s in self.initial]

@@ -69,6 +69,16 @@ class Gates(Group):
         """The same gates with other values."""
         return Gates("a group", list(self._values), values)
 
+    def _common(self, other: Gates) -> list[str]:
+        """The gates of what is made of both."""
+        names = list((other if self._follower else self)._values)
+        for group in (self, other):
+            theirs = set(group._values)
+            if not (theirs >= set(names) if group._follower else theirs == set(names)):
+                gates = (f"{g._what} has {', '.join(g._values) or 'none'}" for g in (self, other))
+                raise GroupError(f"two groups have different gates: {'; '.join(gates)}")
+        return names
+
     def _combined(self, other: Any, operation: Callable[[Any, Any], Any]) -> Gates:
         if not isinstance(other, Gates):
             if not isinstance(other, (int, float, Tensor)):
@@ -77,12 +87,7 @@ class Gates(Group):
                 return Gates(self._what, list(self._values), operation(self._whole, other), self._follower)
             values = [operation(value, other) for value in self]
             return Gates(self._what, list(self._values), values, self._follower)
-        names = list((other if self._follower else self)._values)
-        for group in (self, other):
-            theirs = set(group._values)
-            if not (theirs >= set(names) if group._follower else theirs == set(names)):
-                gates = (f"{g._what} has {', '.join(g._values) or 'none'}" for g in (self, other))
-                raise GroupError(f"two groups have different gates: {'; '.join(gates)}")
+        names = self._common(other)
         follower = self._follower and other._follower
         if self._whole is not None and other._whole is not None and list(self._values) == list(other._values):
             return Gates("a group", names, operation(self._whole, other._whole), follower)

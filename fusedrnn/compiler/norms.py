@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .groups import Gates, GroupError
 
+Numbers = TypeVar("Numbers", Gates, Tensor)
 EPSILON = 1e-5
 NORMS = {
     "layer_norm": lambda v: F.layer_norm(v, v.shape[-1:], eps=EPSILON),
@@ -20,7 +22,7 @@ NORMS = {
 recorder: ContextVar[Callable[[str, Sequence[Tensor]], list[Tensor]] | None] = ContextVar("recorder", default=None)
 
 
-def layer_norm(v: Gates | Tensor) -> Gates | Tensor:
+def layer_norm(v: Numbers) -> Numbers:
     """Inside the function of a :func:`cell`: each row minus its mean, divided by its standard deviation.
 
     There is neither gain nor shift: multiply by what the cell declares as ``gate_parameters`` or ``parameters``. A
@@ -35,7 +37,7 @@ def layer_norm(v: Gates | Tensor) -> Gates | Tensor:
     return _normalised("layer_norm", v)
 
 
-def rms_norm(v: Gates | Tensor) -> Gates | Tensor:
+def rms_norm(v: Numbers) -> Numbers:
     """Inside the function of a :func:`cell`: each row divided by the root of the mean of its squares.
 
     Args:
@@ -46,7 +48,7 @@ def rms_norm(v: Gates | Tensor) -> Gates | Tensor:
     return _normalised("rms_norm", v)
 
 
-def _normalised(name: str, v: Gates | Tensor) -> Gates | Tensor:
+def _normalised(name: str, v: Numbers) -> Numbers:
     if not isinstance(v, (Gates, Tensor)) or isinstance(v, Gates) and not len(v):
         what = "a group without gates" if isinstance(v, Gates) else type(v).__name__
         raise GroupError(f"{name} takes gates, such as x, r and x + r, or a state, not {what}")
