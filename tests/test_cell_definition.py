@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from fusedrnn import zoo
 from fusedrnn.compiler import CellError, __main__, cell, layer_norm, rms_norm
-from fusedrnn.compiler.groups import Gates
+from fusedrnn.compiler.groups import Gates, GroupError
 
 
 @cell(gates="i f g o", states="h c")
@@ -156,6 +156,24 @@ def test_groups_are_read_by_name_and_in_order_and_follow_gate_parameters():
     assert list(torch.tensor(2.0) * x) == [2, 4]
     with pytest.raises(TypeError):
         x * "2"
+
+
+def test_groups_are_the_same_side_by_side_and_apart():
+    wholes = {"x": torch.randn(3, 10), "r": torch.randn(3, 5), "y": torch.randn(3, 10), "gain": torch.randn(10)}
+    names = {"x": "if", "r": "f", "y": "if", "gain": "if"}
+    results = []
+    for apart in (False, True):
+        x, r, y, gain = (
+            Gates(key, names[key], t.split(5, -1) if apart else t, follower=key == "gain") for key, t in wholes.items()
+        )
+        groups = [gain * x + y - 1, 2 * (x - y) * gain, gain * r, r * gain - 2, -x, 3 - -(x * torch.ones(3, 5))]
+        groups += [layer_norm(x + y), rms_norm(r), layer_norm(gain * x + 1)]
+        results.append([[*group] for group in groups])
+        assert x.f is x.f and len(x) == 2
+        with pytest.raises(GroupError, match="x has i, f; r has f"):
+            x + r
+    for whole, apart in zip(*results, strict=True):
+        assert len(whole) == len(apart) and all(map(torch.equal, whole, apart))
 
 
 def test_a_cell_is_its_function_and_pickled_by_reference():
