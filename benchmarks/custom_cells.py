@@ -49,10 +49,10 @@ def loop(layer: fusedrnn.Recurrent, x: Tensor, inputs: dict[str, Tensor]) -> Ten
     gates_x, states, outputs = F.linear(x, p["weight_ih_l0"], p["bias_ih_l0"]), layer.cell.initial, []
     states = [x.new_full((x.size(1), H), value) for value in states]
     rows = [p[f"{name}_l0"].view(-1, H) for name in (*cell.parameters, *cell.gate_parameters)]
-    vectors = torch.cat(rows) if rows else None
+    step = cell.of_vectors(torch.cat(rows) if rows else None)
     for t, gates in enumerate(gates_x):
         r = F.linear(states[0], p["weight_hh_l0"], p["bias_hh_l0"]) if cell.recurrent else None
-        states = cell.reference(gates, r, *states, vectors=vectors, inputs=[e[t] for e in inputs.values()])
+        states = step(gates, r, *states, inputs=[e[t] for e in inputs.values()])
         outputs.append(states[0])
     return torch.stack(outputs)
 

@@ -5,7 +5,7 @@ import importlib
 from .backends.extension import empty_cache, library_path
 from .batch import episode_starts
 from .cells import FusedGRUCell, FusedLSTMCell, FusedRNNCell
-from .compiler import CellError, cell
+from .compiler import CellError, cell, layer_norm, rms_norm
 from .convert import convert, to_torch
 from .inference import Stream, optimize_for_inference
 from .modules import FusedGRU, FusedLSTM, FusedRNN
@@ -35,8 +35,10 @@ __all__ = [
     "convert",
     "empty_cache",
     "episode_starts",
+    "layer_norm",
     "library_path",
     "optimize_for_inference",
+    "rms_norm",
     "to_torch",
     "zoo",
 ]

@@ -45,6 +45,7 @@ class _Packed:
         self.form, self._packed_suffixes = form, suffixes
         for name in ("input_size", "hidden_size", "bias"):
             setattr(self, name, getattr(module, name))
+        self.heads = getattr(module, "heads", 1)
         self.cell = module.cell if isinstance(module, (Recurrent, RecurrentCell)) else _built_in(module)
         self.proj_size = getattr(module, "proj_size", 0)
         self._name = self._register()
@@ -215,6 +216,9 @@ def optimize_for_inference(model: nn.Module, weights: str = "float32") -> nn.Mod
 
 def _pack_module(module: nn.Module, form: str) -> nn.Module | None:
     cls = TORCH.get(type(module), type(module))
+    if isinstance(module, (Recurrent, RecurrentCell)) and compiled.has_norms(module._name):
+        warnings.warn(f"{module.cell.name} stays as it is: cells with norms are not packed", stacklevel=4)
+        return None
     if cls in _LAYERS or cls is Recurrent:
         return PackedRecurrent(module, form)
     if cls in FUSED or cls is RecurrentCell:

@@ -44,6 +44,8 @@ def serves(module: nn.Module) -> str:
 
     Compiled, traced and exported graphs and function transforms aside.
     """
+    if getattr(module, "backend", "compiled") == "reference":  # of a cell that a user wrote
+        return "the reference in PyTorch"
     p = next(module.parameters())
     if has_kernels(p):
         if p.is_cuda and isinstance(module, nn.RNNBase) and cudnn_wish() != "0" and not twin.rates(module):

@@ -33,16 +33,18 @@ State = Tensor | tuple[Tensor, ...]
 class _Parameters(nn.Module):
     """The parameters of some layers of a cell, by the names of torch.nn."""
 
-    def __init__(self, cell: Cell, input_size: int, hidden_size: int, bias: bool):
+    def __init__(self, cell: Cell, input_size: int, hidden_size: int, bias: bool, heads: int):
         super().__init__()
         if not isinstance(cell, Cell):
             raise TypeError(f"cell must be made by fusedrnn.cell, got {describe(cell)}")
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if not isinstance(size, int):
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("heads", heads)):
+            if not isinstance(size, int) or isinstance(size, bool):
                 raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
         if hidden_size <= 0:
             raise ValueError("hidden_size must be greater than zero")
+        _check_heads(heads, hidden_size, cell)
         self.cell, self.input_size, self.hidden_size, self.bias = cell, input_size, hidden_size, bias
+        self.heads = heads
         self._name = compiled.register(cell)
         G, B = len(cell.gates), len(cell.recurrent)
         self._weights = ["weight_ih", *["weight_hh"] * (B > 0)]
@@ -51,7 +53,7 @@ class _Parameters(nn.Module):
         kinds = [{"weight": "w", "bias": "b"}[name[:-3]] + name[-3:] for name in self._weights]
         self._kinds = stack.places([*kinds, *["vectors"] * (cell.vectors > 0)])
         H = hidden_size
-        self._sizes = {"weight_hh": (B * H, H), "bias_ih": (G * H,), "bias_hh": (B * H,)}
+        self._sizes = {"weight_hh": (B * H, H // heads), "bias_ih": (G * H,), "bias_hh": (B * H,)}
         self._sizes |= dict.fromkeys(cell.parameters, (H,)) | dict.fromkeys(cell.gate_parameters, (G * H,))
 
     def _add_parameters(self, suffix: str, inputs: int, factory: dict[str, Any]) -> None:
@@ -81,6 +83,8 @@ class _Parameters(nn.Module):
     def _tensors(self, suffix: str) -> list[Tensor]:
         """The weights of one layer and direction in the order of their kinds."""
         weights = [getattr(self, name + suffix) for name in self._weights]
+        if self.heads > 1:
+            weights[1] = _block_diagonal(weights[1], self.heads)
         if self._vectors:
             parts = [getattr(self, name + suffix).view(-1, self.hidden_size) for name in self._vectors]
             weights.append(torch.cat(parts) if len(parts) > 1 else parts[0])
@@ -117,7 +121,7 @@ class _Parameters(nn.Module):
     @property
     def backend(self) -> str:
         """``"compiled"`` where the cell has kernels for these parameters, which are made if need be, else
-        ``"reference"``."""
+        ``"reference"``, as of every cell with a norm."""
         w = next(self.parameters())
         return "compiled" if compiled.is_compiled(self._name, w.dtype, w.device.type) else "reference"
 
@@ -129,6 +133,22 @@ def _filled(x: Tensor, sizes: tuple[int, ...], value) -> Tensor:
     if not callable(value):
         return x.new_full(sizes, value) if value else x.new_zeros(sizes)
     return torch.as_tensor(value(sizes)).to(x).expand(sizes)
+
+
+def _check_heads(heads: int, hidden_size: int, cell: Cell) -> None:
+    if heads <= 0:
+        raise ValueError("heads must be greater than zero")
+    if hidden_size % heads:
+        raise ValueError(f"heads must divide hidden_size, got {heads} heads of {hidden_size} units")
+    if heads > 1 and not cell.recurrent:
+        raise ValueError(f"heads divide weight_hh, which {cell.name} does not have: no gate is recurrent")
+
+
+def _block_diagonal(w: Tensor, heads: int) -> Tensor:
+    """[B*H, H] from rows (gate, head, unit) over the units of their own head, [B*H, H / heads]: zeros elsewhere."""
+    units = w.size(1)
+    blocks = w.view(-1, heads, units, units).permute(0, 2, 3, 1)
+    return torch.diag_embed(blocks, dim1=1, dim2=3).view(-1, heads * units)
 
 
 class Recurrent(_Parameters):
@@ -148,6 +168,9 @@ class Recurrent(_Parameters):
         device, dtype: of the parameters.
         recurrent_dropout, weight_drop, recompute: as for :class:`fusedrnn.FusedLSTM`.
         zoneout: probabilities by the names of states, as ``zoneout_h`` of :class:`fusedrnn.FusedLSTM`.
+        heads: a divisor of H: the recurrent part of a unit sees the units of its own head only, H / heads consecutive
+            ones. Kernels multiply by the whole block-diagonal matrix, zeros included, so heads save parameters, not
+            time.
 
     Inputs: input, hx
         - **input** (T, N, I), (N, T, I) if ``batch_first``, (T, I) unbatched, a PackedSequence or a nested tensor, as
@@ -169,7 +192,8 @@ class Recurrent(_Parameters):
 
     Attributes:
         weight_ih_l[k]: (G*H, I), above the first layer (G*H, D*H), in the order of the cell's gates.
-        weight_hh_l[k]: (B*H, H), of the B recurrent gates in that order; absent for B = 0.
+        weight_hh_l[k]: (B*H, H / heads), of the B recurrent gates in that order; absent for B = 0. The H rows of a gate
+            are those of its first head, then of the next.
         bias_ih_l[k]: (G*H); absent if ``bias=False``.
         bias_hh_l[k]: (B*H); absent if ``bias=False`` or B = 0.
         [name]_l[k]: (H) of each of the cell's parameters, (G*H) of each of its gate_parameters.
@@ -200,8 +224,9 @@ class Recurrent(_Parameters):
         zoneout: Mapping[str, float] | None = None,
         weight_drop: float = 0.0,
         recompute: bool = False,
+        heads: int = 1,
     ) -> None:
-        super().__init__(cell, input_size, hidden_size, bias)
+        super().__init__(cell, input_size, hidden_size, bias, heads)
         if num_layers <= 0:
             raise ValueError("num_layers must be greater than zero")
         self.num_layers, self.batch_first, self.bidirectional = num_layers, batch_first, bidirectional
@@ -220,7 +245,7 @@ class Recurrent(_Parameters):
     def extra_repr(self) -> str:
         text = f"{self.cell.name}, {self.input_size}, {self.hidden_size}"
         plain = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
-        plain |= {"recurrent_dropout": 0.0, "weight_drop": 0.0, "recompute": False, "zoneout": {}}
+        plain |= {"recurrent_dropout": 0.0, "weight_drop": 0.0, "recompute": False, "zoneout": {}, "heads": 1}
         return text + "".join(f", {k}={getattr(self, k)}" for k, value in plain.items() if getattr(self, k) != value)
 
     # No bare * before the options: the older exporter of torch.onnx passes defaults by position.
@@ -283,7 +308,7 @@ class RecurrentCell(_Parameters):
     r"""One step of a cell that :func:`fusedrnn.cell` made.
 
     Args:
-        cell, input_size, hidden_size, bias, device, dtype: as for :class:`Recurrent`.
+        cell, input_size, hidden_size, bias, device, dtype, heads: as for :class:`Recurrent`.
 
     Inputs: input, hx
         - **input** (N, I) or (I).
@@ -303,13 +328,16 @@ class RecurrentCell(_Parameters):
         bias: bool = True,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        heads: int = 1,
     ) -> None:
-        super().__init__(cell, input_size, hidden_size, bias)
+        super().__init__(cell, input_size, hidden_size, bias, heads)
         self._add_parameters("", input_size, {"device": device, "dtype": dtype})
         self.reset_parameters()
 
     def extra_repr(self) -> str:
-        return f"{self.cell.name}, {self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
+        text = f"{self.cell.name}, {self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
+        return text + (f", heads={self.heads}" if self.heads > 1 else "")
 
     def forward(self, input: Tensor, hx: State | None = None, inputs: Mapping[str, Tensor] | None = None) -> State:
         weights = self._tensors("")

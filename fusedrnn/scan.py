@@ -63,6 +63,8 @@ def scan(cell: str, inputs: ScanInputs, sequences: bool = False, recompute: bool
         steps, last = outputs[:states], outputs[states:]
     elif not kernels or _use_reference(inputs.x, inputs.tensors(), compiling):
         _refuse_packed(inputs, "work on plain tensors on the CPU, without transforms of torch.func")
+        if onnx.is_exporting():
+            onnx.check(cell)
         steps, last = reference.scan(cell, inputs)
     elif onnx.is_exporting():
         _refuse_packed(inputs, "cannot be exported to ONNX: export the model that was packed")

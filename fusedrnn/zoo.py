@@ -5,9 +5,24 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .compiler import cell
+from .compiler import cell, layer_norm
 
-__all__ = ["augru", "cifg_lstm", "indrnn", "ligru", "mgu", "min_gru", "peephole_lstm", "slstm"]
+__all__ = [
+    "augru",
+    "cifg_lstm",
+    "dreamer_gru",
+    "indrnn",
+    "layer_norm_gru",
+    "layer_norm_lstm",
+    "layer_norm_lstm_fed_back",
+    "ligru",
+    "mgu",
+    "min_gru",
+    "peephole_lstm",
+    "slstm",
+]
+_NORM_OF_GATES = {"gain_x": 1.0, "gain_r": 1.0, "shift": 0.0}
+_NORM_OF_C = {"gain_c": 1.0, "shift_c": 0.0}
 
 
 @cell(gates="i f g o", states="h c", parameters="p_i p_f p_o")
@@ -76,9 +91,10 @@ def augru(x, r, s, e):
 
 @cell(gates="i f z o", states="h c n m")
 def slstm(x, r, s):
-    """LSTM with exponential gates, of one head. Beck et al., xLSTM: extended long short-term memory, 2024.
+    """LSTM with exponential gates. Beck et al., xLSTM: extended long short-term memory, 2024.
 
-    n sums up the gates, and m, the largest exponent so far, keeps both exponentials from overflowing.
+    n sums up the gates, and m, the largest exponent so far, keeps both exponentials from overflowing: the true c and n
+    are those of the state times exp(m). Heads are ``fusedrnn.Recurrent(fusedrnn.zoo.slstm, ..., heads=4)``.
     """
     i, f, z, o = x + r
     log_f = F.logsigmoid(f) + s.m
@@ -86,3 +102,47 @@ def slstm(x, r, s):
     i, f = torch.exp(i - m), torch.exp(log_f - m)
     c, n = f * s.c + i * torch.tanh(z), f * s.n + i
     return torch.sigmoid(o) * c / n, c, n, m
+
+
+@cell(gates="i f g o", states="h c", gate_parameters=_NORM_OF_GATES, parameters=_NORM_OF_C)
+def layer_norm_lstm(x, r, s, p):
+    """LSTM with layer normalisation of W_ih x, of W_hh h and, on its way to h, of c. Ba et al., Layer normalization,
+    2016: with ``bias=False``, as their bias stands behind the norms, here ``shift``.
+    """
+    i, f, g, o = p.gain_x * layer_norm(x) + p.gain_r * layer_norm(r) + p.shift
+    c = torch.sigmoid(f) * s.c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(p.gain_c * layer_norm(c) + p.shift_c), c
+
+
+@cell(gates="i f g o", states="h c", gate_parameters=_NORM_OF_GATES, parameters=_NORM_OF_C)
+def layer_norm_lstm_fed_back(x, r, s, p):
+    """As ``layer_norm_lstm``, but the next step gets the normalised c, as in the example of PyTorch's own benchmarks
+    (benchmarks/fastrnns/custom_lstms.py).
+    """
+    i, f, g, o = p.gain_x * layer_norm(x) + p.gain_r * layer_norm(r) + p.shift
+    c = p.gain_c * layer_norm(torch.sigmoid(f) * s.c + torch.sigmoid(i) * torch.tanh(g)) + p.shift_c
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+@cell(gates="r z n", states="h", gate_parameters={"gain_x": 1.0, "gain_r": 1.0, "shift_x": 0.0, "shift_r": 0.0})
+def layer_norm_gru(x, r, s, p):
+    """GRU with layer normalisation of W_ih x and of W_hh h. Ba et al., Layer normalization, 2016.
+
+    Each is normalised over its three gates together; in the article the candidate's part is normalised by itself. With
+    ``bias=False``, as their bias stands behind the norms, here ``shift_x`` and ``shift_r``.
+    """
+    x, r = p.gain_x * layer_norm(x) + p.shift_x, p.gain_r * layer_norm(r) + p.shift_r
+    z = torch.sigmoid(x.z + r.z)
+    n = torch.tanh(x.n + torch.sigmoid(x.r + r.r) * r.n)
+    return (1 - z) * s.h + z * n
+
+
+@cell(gates="r n u", states="h", gate_parameters={"gain": 1.0, "shift": 0.0})
+def dreamer_gru(x, r, s, p):
+    """GRU with one layer normalisation of W_ih x + W_hh h, which keeps its state at first: u begins near σ(-1).
+
+    Hafner et al., Mastering Atari with discrete world models, 2020. Theirs has no bias: ``bias=False``.
+    """
+    reset, n, u = p.gain * layer_norm(x + r) + p.shift
+    u = torch.sigmoid(u - 1)
+    return u * torch.tanh(torch.sigmoid(reset) * n) + (1 - u) * s.h

@@ -73,7 +73,7 @@ def imports_never(forbidden: str):
 # Arrows never point up.
 RANKS = [
     "inputs packing twin backends.origin compiler.graph compiler.groups",
-    "backends.extension compiler.operations compiler.lower",
+    "backends.extension compiler.operations compiler.lower compiler.norms",
     "compiler.cut compiler.trace",
     "compiler.emit compiler.build",
     "compiler.definition",

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from fusedrnn import zoo
-from fusedrnn.compiler import CellError, __main__, cell
-from fusedrnn.compiler.groups import Gates
+from fusedrnn.compiler import CellError, __main__, cell, layer_norm, rms_norm
+from fusedrnn.compiler.groups import Gates, GroupError
 
 
 @cell(gates="i f g o", states="h c")
@@ -25,6 +25,7 @@ def refused(body: str, **names) -> str:
     """The error of a cell whose function is this."""
     source = f"def wrong(x, r, s, *more):\n    {body}\n"
     scope = {"torch": torch, "F": F, "CONSTANT": torch.ones(5), "WEIGHT": torch.nn.Parameter(torch.tensor(2.0))}
+    scope |= {"layer_norm": layer_norm, "rms_norm": rms_norm}
     path = f"<{body}>"
     linecache.cache[path] = len(source), None, source.splitlines(True), path
     exec(compile(source, path, "exec"), scope)
@@ -85,6 +86,23 @@ def test_what_a_kernel_cannot_do_is_refused_with_its_line(body):
     assert re.search(r"^cell wrong: ", message) and f"<{body}>:" in message, message
 
 
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("return layer_norm(2.0)", "layer_norm takes gates, such as x, r and x [+] r, or a state, not float"),
+        ("return rms_norm(r).i", "rms_norm takes gates, .*, not a group without gates"),
+        ("return rms_norm(CONSTANT) + s.h", r"rms_norm takes gates or a state, .*, not a tensor of float32 \[5\]"),
+        ("return rms_norm(x.i > 0)", r"rms_norm takes gates or a state, .*, not a tensor of bool \[3, 5\]"),
+        ("return s.h * layer_norm(more[0].w)", r"layer_norm takes gates or a state, .*, not a tensor of float64 \[5\]"),
+        ("return s.h * layer_norm(more[1].t)", r"layer_norm takes gates .*, not a tensor of float64 \[3, 1\]"),
+        ("with torch.no_grad(): return layer_norm(s.h)", "layer_norm with gradients switched off .* use detach"),
+    ],
+)
+def test_norms_take_what_has_a_number_a_row_and_unit(body, message):
+    said = refused(body, recurrent="", parameters="w", inputs="t")
+    assert re.search(message, said) and f"<{body}>:" in said, said
+
+
 def test_groups_of_different_gates_do_not_go_together():
     message = refused("return (x + r).i", recurrent="f")
     assert "two groups have different gates: x has i, f; r has f" in message
@@ -140,6 +158,24 @@ def test_groups_are_read_by_name_and_in_order_and_follow_gate_parameters():
         x * "2"
 
 
+def test_groups_are_the_same_side_by_side_and_apart():
+    wholes = {"x": torch.randn(3, 10), "r": torch.randn(3, 5), "y": torch.randn(3, 10), "gain": torch.randn(10)}
+    names = {"x": "if", "r": "f", "y": "if", "gain": "if"}
+    results = []
+    for apart in (False, True):
+        x, r, y, gain = (
+            Gates(key, names[key], t.split(5, -1) if apart else t, follower=key == "gain") for key, t in wholes.items()
+        )
+        groups = [gain * x + y - 1, 2 * (x - y) * gain, gain * r, r * gain - 2, -x, 3 - -(x * torch.ones(3, 5))]
+        groups += [layer_norm(x + y), rms_norm(r), layer_norm(gain * x + 1)]
+        results.append([[*group] for group in groups])
+        assert x.f is x.f and len(x) == 2
+        with pytest.raises(GroupError, match="x has i, f; r has f"):
+            x + r
+    for whole, apart in zip(*results, strict=True):
+        assert len(whole) == len(apart) and all(map(torch.equal, whole, apart))
+
+
 def test_a_cell_is_its_function_and_pickled_by_reference():
     assert pickle.loads(pickle.dumps(lstm)) is lstm
     assert copy.deepcopy(lstm) is lstm and copy.copy(lstm) is lstm
@@ -158,10 +194,10 @@ def test_the_reference_is_the_function_of_rows():
     theirs.weight_ih.copy_(torch.eye(20))
     theirs.weight_hh.zero_()
     theirs.bias_ih.zero_(), theirs.bias_hh.zero_()
-    for ours, wanted in zip(lstm.reference(x, r, h, c), theirs(x + r, (h, c)), strict=True):
+    for ours, wanted in zip(lstm.of_vectors(None)(x, r, h, c), theirs(x + r, (h, c)), strict=True):
         torch.testing.assert_close(ours, wanted)
     score = torch.rand(3)
-    new = zoo.augru.reference(torch.randn(3, 15), torch.randn(3, 15), h, inputs=[score * 0])
+    new = zoo.augru.of_vectors(None)(torch.randn(3, 15), torch.randn(3, 15), h, inputs=[score * 0])
     torch.testing.assert_close(new[0], h)
 
 
@@ -172,7 +208,7 @@ def test_the_reference_takes_vectors_in_order():
         return y.a + p.u * s.h + e.gap * y.b
 
     x, h, vectors, gap = torch.randn(3, 10), torch.randn(3, 5), torch.randn(3, 5), torch.randn(3, 5)
-    new = ordered.reference(x, None, h, vectors=vectors, inputs=[gap])
+    new = ordered.of_vectors(vectors)(x, None, h, inputs=[gap])
     wanted = vectors[1] * x[:, :5] + vectors[0] * h + gap * vectors[2] * x[:, 5:]
     torch.testing.assert_close(new[0], wanted)
     assert zoo.min_gru.recurrent == () and ordered.vectors == 3

@@ -30,6 +30,7 @@ OPTIONS = {
     "N": st.sampled_from([2, 1, 5, 9]),
     "I": st.sampled_from([3, 1, 8, 17]),
     "H": st.sampled_from([3, 1, 8, 17, 33]),
+    "heads": st.sampled_from([1, 3]),  # where they divide H
     "bias": st.booleans(),
     "hx": st.booleans(),
     "lengths": st.none() | st.lists(st.integers(0, 6), min_size=9, max_size=9),  # T at most, N of them
@@ -57,6 +58,7 @@ class Case:
         torch.manual_seed(drawn["seed"])
         T, N, H = drawn["T"], drawn["N"], drawn["H"]
         same = {"num_layers": drawn["layers"], "bidirectional": drawn["bidirectional"], "bias": drawn["bias"]}
+        same["heads"] = drawn["heads"] if cell.recurrent and H % drawn["heads"] == 0 else 1
         zoneout = dict.fromkeys(cell.states, 0.3) if drawn["zoneout"] else None
         self.layer = fusedrnn.Recurrent(
             cell, drawn["I"], H, **same, zoneout=zoneout, recompute=drawn["recompute"], dtype=dtype

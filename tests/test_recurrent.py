@@ -147,6 +147,19 @@ def test_a_layer_can_be_copied_pickled_compiled_and_recomputed():
     assert_same(exported.module()(x), wanted, torch.float32)
 
 
+def test_the_function_itself_runs_in_a_compiled_graph(reference_only):
+    reference_only()
+    layer, given = fusedrnn.Recurrent(everything, 4, 8), given_inputs(everything, (5, 3), 8, torch.float32)
+    x = torch.randn(5, 3, 4, requires_grad=True)
+    graph = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert_same(results(graph, x, given), results(layer, x, given), torch.float32)
+
+
+def results(layer, x, given):
+    output, state = layer(x, inputs=given)
+    return [output, *state, *torch.autograd.grad(output.sum(), [x, *given.values(), *layer.parameters()])]
+
+
 def with_a_parameter(name):
     return fusedrnn.cell(gates="a", states="h", parameters=name)(lambda x, r, s, p: x.a * getattr(p, name))
 

@@ -19,8 +19,13 @@ def register(cell: compiler.Cell) -> str:
     """The name of the cell for :func:`fusedrnn.scan.scan`: another one where its kernels would be others."""
     generated = cell.generate()
     NAMES.setdefault(generated.key, generated)
-    reference.WRITTEN.setdefault(generated.key, cell.reference)
+    reference.WRITTEN.setdefault(generated.key, cell.of_vectors)
     return generated.key
+
+
+def has_norms(name: str) -> bool:
+    """Does this cell, written by a user, have a norm over a row, which no kernel computes?"""
+    return not NAMES[name].struct
 
 
 @extension.constant_in_graphs
@@ -40,7 +45,7 @@ def is_compiled(name: str, dtype: torch.dtype, device: str) -> bool:
 
 
 def _compile(name: str, dtype: torch.dtype, device: str) -> bool:
-    if extension._C is None or device != "cpu" or dtype not in extension.DTYPES:
+    if extension._C is None or device != "cpu" or dtype not in extension.DTYPES or has_norms(name):
         return False
     try:
         compiler.load(NAMES[name].text, NAMES[name].struct, dtype)

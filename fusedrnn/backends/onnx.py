@@ -18,11 +18,15 @@ def is_exporting() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
+def check(cell: str) -> None:
+    if cell in reference.WRITTEN or cell.split("_")[0] not in ORDER:
+        raise ValueError(f"ONNX has no operator for the cell {cell}: only for LSTM, GRU and RNN")
+
+
 def layer(cell: str, inputs: ScanInputs, sequences: bool) -> tuple[list[Tensor | None], list[Tensor]]:
     """As :func:`fusedrnn.scan.scan`."""
     compiling, lengths = torch.compiler.is_compiling(), inputs.lengths
-    if cell.split("_")[0] not in ORDER:
-        raise ValueError(f"ONNX has no operator for the cell {cell}: only for LSTM, GRU and RNN")
+    check(cell)
     batch_sizes = inputs.batch_sizes
     allowed = inputs._replace(lengths=None, batch_sizes=batch_sizes if compiling else None)
     if allowed.has_options() or inputs.w_hr or sequences:

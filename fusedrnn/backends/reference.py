@@ -14,7 +14,7 @@ from torch import Tensor
 from ..inputs import WEIGHTS, ScanInputs
 
 # A cell gets the input part x [N, G*H] and the recurrent part r [N, B*H] of its gates, and the states; it returns the
-# new ones. The first is h. By name follow vectors [U, H] and inputs, of one step, where a cell has any.
+# new ones. The first is h. A cell that a user wrote is made of its vectors [U, H], and gets inputs of the step by name.
 
 
 def lstm_cell(x: Tensor, r: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,11 +44,11 @@ def rnn_relu_cell(x: Tensor, r: Tensor, h: Tensor) -> tuple[Tensor]:
 
 
 CELLS = {"LSTM": lstm_cell, "GRU": gru_cell, "RNN_TANH": rnn_tanh_cell, "RNN_RELU": rnn_relu_cell}
-WRITTEN: dict[str, Callable] = {}  # by users
+WRITTEN: dict[str, Callable] = {}  # by users: functions of vectors
 
 
-def _function(cell: str) -> Callable:
-    return CELLS.get(cell) or WRITTEN[cell]
+def _step(cell: str, vectors: Tensor | None) -> Callable:
+    return CELLS[cell] if cell in CELLS else WRITTEN[cell](vectors)
 
 
 def scan(cell: str, inputs: ScanInputs) -> tuple[list[Tensor], list[Tensor]]:
@@ -66,7 +66,7 @@ def _one_step(cell, inputs):
     h0 = inputs.initial[0]
     gates_x = inputs.x if w_ih is None else F.linear(inputs.x, w_ih, b_ih)
     r = None if w_hh is None else F.linear(h0, w_hh, b_hh)
-    h, *others = _function(cell)(gates_x, r, *inputs.initial, **_given(vectors, inputs.step_inputs))
+    h, *others = _step(cell, vectors)(gates_x, r, *inputs.initial, **_given(inputs.step_inputs))
     h = h if w_hr is None else F.linear(h, w_hr)
     states = [s.clone() for s in (h, *others)]  # the caller may change them in place: a cell may return what it got
     return states, states
@@ -77,25 +77,31 @@ def _weights(inputs: ScanInputs, d: int) -> list[Tensor | None]:
     return [kind[d] if kind else None for kind in (getattr(inputs, name) for name in WEIGHTS[:-1])]
 
 
-def _given(vectors: Tensor | None, step_inputs: Sequence[Tensor]) -> dict:
+def _given(step_inputs: Sequence[Tensor]) -> dict:
     """What some cells get beside gates and states."""
-    return {} if vectors is None and not step_inputs else {"vectors": vectors, "inputs": step_inputs}
+    return {"inputs": step_inputs} if step_inputs else {}
+
+
+def _of_each_step(inputs: ScanInputs, sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """The inputs beside x."""
+    parts = [t.flatten(0, inputs.x.dim() - 2).split(sizes) for t in inputs.step_inputs]
+    return list(zip(*parts, strict=True)) or [()] * len(sizes)
 
 
 class _Direction:
     """One direction of a layer. Packed: x is [R, I], and step t uses the next sizes[t] rows."""
 
     def __init__(self, cell: str, inputs: ScanInputs, d: int):
-        self.cell, self.lengths, self.backwards = _function(cell), inputs.lengths, d == 1
-        w_ih, self.w_hh, b_ih, self.b_hh, self.w_hr, self.vectors = _weights(inputs, d)
+        w_ih, self.w_hh, b_ih, self.b_hh, self.w_hr, vectors = _weights(inputs, d)
+        self.cell, self.lengths, self.backwards = _step(cell, vectors), inputs.lengths, d == 1
         gates_x = inputs.x.chunk(inputs.directions, -1)[d] if w_ih is None else F.linear(inputs.x, w_ih, b_ih)
-        self.gates_x = gates_x.flatten(0, -2)
         rows = inputs.initial[0].size(1)
         self.sizes = [rows] * inputs.x.size(0) if inputs.batch_sizes is None else inputs.batch_sizes.tolist()
         self.starts = [0]
         for size in self.sizes:
             self.starts.append(self.starts[-1] + size)
-        self.step_inputs = [t.flatten(0, inputs.x.dim() - 2) for t in inputs.step_inputs]
+        self.gates_x = gates_x.flatten(0, -2).split(self.sizes)  # a slice's gradient is as large as all steps
+        self.step_inputs = _of_each_step(inputs, self.sizes)
         self.reset = None if inputs.reset is None else inputs.reset.flatten()
         self.initial = [s[d] for s in inputs.initial]
         self.reset_states = [s[d] for s in inputs.reset_states] or [torch.zeros_like(s) for s in self.initial]
@@ -123,9 +129,7 @@ class _Direction:
             states = [
                 new if n == old.size(0) else torch.cat([new, old[n:]]) for new, old in zip(after, states, strict=True)
             ]
-        steps = [
-            torch.cat(s) if s else self.gates_x.new_zeros(0, h.size(1)) for s, h in zip(steps, states, strict=True)
-        ]
+        steps = [torch.cat(s) if s else h.new_zeros(0, h.size(1)) for s, h in zip(steps, states, strict=True)]
         return steps, [s.clone() if s is s0 else s for s, s0 in zip(states, self.initial, strict=True)]
 
     def step(self, t: int, states: list[Tensor]) -> list[Tensor]:
@@ -135,8 +139,7 @@ class _Direction:
             states = [torch.where(mask, r[:n], s) for r, s in zip(self.reset_states, states, strict=True)]
         h = states[0] if self.h_mask is None else states[0] * self.h_mask[:n]
         r = None if self.w_hh is None else F.linear(h, self.w_hh, self.b_hh)
-        given = _given(self.vectors, [t[begin : begin + n] for t in self.step_inputs])
-        new = list(self.cell(self.gates_x[begin : begin + n], r, *states, **given))
+        new = list(self.cell(self.gates_x[t], r, *states, **_given(self.step_inputs[t])))
         if self.w_hr is not None:
             new[0] = F.linear(new[0], self.w_hr)
         return [_zone_out(z, begin, s, old) for z, s, old in zip(self.zones, new, states, strict=True)]

@@ -16,6 +16,7 @@ from .trace import definition_of, trace
 
 MAX_STATES = MAX_INPUTS = 4
 _TENSORS_OF_A_LAYER = {"weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"}
+Values = Sequence | Tensor
 Initial = float | Callable[[tuple[int, ...]], Tensor]
 
 
@@ -64,39 +65,43 @@ class Cell:
         """How many learned numbers a unit has: one of each parameter, and one a gate of each gate parameter."""
         return len(self.parameters) + len(self.gates) * len(self.gate_parameters)
 
-    def arguments(self, x: Sequence, r: Sequence, s: Sequence, p: Sequence, e: Sequence) -> list[Group]:
-        """What the function is called with, of the values of all gates, states, vectors and inputs in order."""
+    def arguments(self, x: Values, r: Values, s: Sequence, p: Values | Group, e: Sequence) -> list[Group]:
+        """What the function is called with, of the values of all gates, states, vectors and inputs in order.
+
+        All gates may come side by side in one tensor, and all vectors in one [U, H].
+        """
         groups = [Gates("x", self.gates, x), Gates("r", self.recurrent, r), Group("s", self.states, s)]
         if self.parameters or self.gate_parameters:
-            count, names, values = len(self.gates), list(self.parameters), list(p[: len(self.parameters)])
-            for i, name in enumerate(self.gate_parameters):
-                first = len(self.parameters) + i * count
-                names.append(name)
-                values.append(Gates(f"p.{name}", self.gates, p[first : first + count], follower=True))
-            groups.append(Group("p", names, values))
+            groups.append(p if isinstance(p, Group) else self.named_vectors(p))
         if self.inputs or self.unit_inputs:
             groups.append(Group("e", (*self.inputs, *self.unit_inputs), e))
         return groups
 
-    def reference(
-        self,
-        x: Tensor,
-        r: Tensor | None,
-        *states: Tensor,
-        vectors: Tensor | None = None,
-        inputs: Sequence[Tensor] = (),
-    ) -> tuple[Tensor, ...]:
-        """The new states [N, H], in plain PyTorch, of x [N, G*H], r [N, R*H] or None, and states [N, H].
+    def named_vectors(self, p: Values) -> Group:
+        count, values = len(self.gates), list(p[: len(self.parameters)])
+        for i, name in enumerate(self.gate_parameters):
+            first = len(self.parameters) + i * count
+            rows = p[first : first + count]
+            rows = rows.flatten() if isinstance(rows, Tensor) else rows
+            values.append(Gates(f"p.{name}", self.gates, rows, follower=True))
+        return Group("p", (*self.parameters, *self.gate_parameters), values)
 
-        ``vectors`` [U, H] holds the parameters, then each gate parameter's gates. An input is [N], of one number a
-        row, or [N, H].
+    def of_vectors(self, vectors: Tensor | None) -> Callable[..., tuple[Tensor, ...]]:
+        """The function in plain PyTorch, as a step of many with the same vectors [U, H]: the parameters, then each
+        gate parameter's gates.
+
+        It takes x [N, G*H], r [N, R*H] or None, the states [N, H], and the inputs by name: [N] of one number a row, or
+        [N, H]. It returns the new states.
         """
-        r_parts = r.chunk(len(self.recurrent), -1) if r is not None and self.recurrent else ()
-        rows = [] if vectors is None else list(vectors.unbind(0))
-        e = [t.unsqueeze(-1) if i < len(self.inputs) else t for i, t in enumerate(inputs)]
-        returned = self.function(*self.arguments(x.chunk(len(self.gates), -1), r_parts, states, rows, e))
-        new = returned if isinstance(returned, (tuple, list)) else (returned,)
-        return tuple(t if t.shape == s.shape else t.expand_as(s) for t, s in zip(new, states, strict=True))
+        p = () if vectors is None else self.named_vectors(vectors)
+
+        def step(x: Tensor, r: Tensor | None, *states: Tensor, inputs: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+            e = [t.unsqueeze(-1) if i < len(self.inputs) else t for i, t in enumerate(inputs)]
+            returned = self.function(*self.arguments(x, () if r is None else r, states, p, e))
+            new = returned if isinstance(returned, (tuple, list)) else (returned,)
+            return tuple(t if t.shape == s.shape else t.expand_as(s) for t, s in zip(new, states, strict=True))
+
+        return step
 
     def generate(self) -> Generated:
         """The C++ of the function as it is now, with the values that it takes from outside."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from .cut import cut
 from .graph import Node, ordered
+from .norms import NORMS
 from .operations import OPERATIONS, SUM, gradients
 from .trace import Trace
 
@@ -27,7 +28,7 @@ _TAKEN = frozenset(
 
 
 class Generated(NamedTuple):
-    struct: str  # its name in C++
+    struct: str  # its name in C++; empty of a cell that kernels cannot run, with its graph for text
     key: str  # the name of the cell in the registry: it changes with the text
     text: str
     saved: int
@@ -37,6 +38,8 @@ class Generated(NamedTuple):
 
 def generate(cell, traced: Trace) -> Generated:
     graph, leaves = traced.graph, traced.leaves
+    if any(node.op in NORMS for node in ordered(traced.states)):
+        return _without_kernels(cell, traced.states)
     of = [*leaves["x"], *leaves["r"], *leaves["p"], *leaves["e"], *leaves["s"]]
     given = [graph.leaf("ds", i) for i in range(len(cell.states))]
     total = gradients(traced.states, given)
@@ -52,6 +55,24 @@ def generate(cell, traced: Trace) -> Generated:
         names.setdefault(node, name)
         names.setdefault(of_node, f"d{name}")
     return _Printer(cell, states, grads, names).generated()
+
+
+def _without_kernels(cell, states: list[Node]) -> Generated:
+    names: dict[Node, str] = {}
+    lines = [f"// no kernels: it has a norm over a row. {_legend(cell)}"]
+    for node in ordered(states):
+        names[node] = f"v{len(lines)}" if node.args else repr(node)
+        if node.args:
+            lines.append(f"{names[node]} = {node.op}({', '.join(names[a] for a in node.args)})")
+    text = "\n".join([*lines, f"s = {', '.join(names[s] for s in states)}\n"])
+    return Generated("", f"{cell.name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}", text, 0, 0, ())
+
+
+def _legend(cell) -> str:
+    """What the numbers in brackets are."""
+    x = [*cell.gates, *cell.parameters, *(f"{p}.{g}" for p in cell.gate_parameters for g in cell.gates)]
+    x += [*cell.inputs, *cell.unit_inputs]
+    return f"x: {' '.join(x)}; r: {' '.join(cell.recurrent) or 'none'}; s: {' '.join(cell.states)}"
 
 
 class _Printer:
@@ -78,7 +99,7 @@ class _Printer:
     def generated(self) -> Generated:
         words = re.sub("[^A-Za-z0-9_]", "", self.cell.name.lstrip("_0123456789")).split("_")
         struct = "".join(word[:1].upper() + word[1:] for word in words).removesuffix("Cell") + "Cell"
-        body = "\n".join([*self.constants(), "", *self.legend(), *self.forward(), "", *self.backward()])
+        body = "\n".join([*self.constants(), "", f"  // {_legend(self.cell)}", *self.forward(), "", *self.backward()])
         key = f"{self.cell.name}_{hashlib.sha256(body.encode()).hexdigest()[:12]}"
         text = f'struct {struct} {{\n  static constexpr const char* kName = "{key}";\n{body}\n}};\n'
         return Generated(struct, key, text, len(self.saved), self.grads, tuple(self.recurrent_grads))
@@ -93,12 +114,6 @@ class _Printer:
             f"  static constexpr int kRecurrentGrads[] = {{{places}}};",
             f"  static constexpr bool kReadsH = {'true' if reads_h else 'false'};",
         ]
-
-    def legend(self) -> list[str]:
-        cell = self.cell
-        x = [*cell.gates, *cell.parameters, *(f"{p}.{g}" for p in cell.gate_parameters for g in cell.gates)]
-        x += [*cell.inputs, *cell.unit_inputs]
-        return [f"  // x: {' '.join(x)}; r: {' '.join(cell.recurrent) or 'none'}; s: {' '.join(cell.states)}"]
 
     def leaf(self, node: Node, backward: bool) -> str:
         if node.op in ("x", "r", "ds"):

@@ -11,8 +11,8 @@ INFINITY = float("inf")
 ALLOWED = (
     "+ - * /, neg, sigmoid, tanh, relu, exp, expm1, log, log1p, logsigmoid, softplus, sqrt, rsqrt, reciprocal, abs, "
     "sign, square, pow by whole numbers from -8 to 8 or 0.5, minimum, maximum, clamp by numbers, where, comparisons, "
-    "logical operations, lerp, silu, gelu(approximate='tanh'), hardsigmoid, hardtanh, leaky_relu, elu, detach and "
-    "constants"
+    "logical operations, lerp, silu, gelu(approximate='tanh'), hardsigmoid, hardtanh, leaky_relu, elu, detach, "
+    "constants, and fusedrnn.layer_norm and rms_norm over a row"
 )
 
 

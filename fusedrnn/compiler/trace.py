@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .graph import Graph, Node
 from .groups import CellError, Gates, GroupError
 from .lower import ALLOWED, LOWER, NotAllowed
+from .norms import recorder as norm_recorder
 
 ROWS, UNITS = 3, 5  # of the traced tensors: neither 1 nor equal, so that shapes tell what a tensor is
 _FOREIGN = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in (torch.__file__, __file__))
@@ -45,7 +46,7 @@ def trace(cell, dtype: torch.dtype = torch.float64, rows: int = ROWS, units: int
         for kind, of_kind in shapes.items()
     }
     leaves = {kind: [graph.leaf(kind, i) for i in range(len(of_kind))] for kind, of_kind in shapes.items()}
-    recorder = _Recorder(cell, graph)
+    recorder = _Recorder(cell, graph, (rows, units))
     for kind, of_kind in tensors.items():
         for tensor, leaf in zip(of_kind, leaves[kind], strict=True):
             recorder.know(tensor, leaf)
@@ -59,9 +60,10 @@ def trace(cell, dtype: torch.dtype = torch.float64, rows: int = ROWS, units: int
 class _Recorder(TorchDispatchMode):
     """Makes a node of every operation of PyTorch's."""
 
-    def __init__(self, cell, graph: Graph):
+    def __init__(self, cell, graph: Graph, row_shape: tuple[int, int]):
         super().__init__()
-        self.cell, self.graph = cell, graph
+        self.cell, self.graph, self.row_shape = cell, graph, row_shape
+        self.paused = False  # operations are not the user's
         self.names: dict[Node, str] = {}
         self.known: dict[int, tuple[Tensor, Node]] = {}  # by id; holding the tensors keeps their ids theirs
 
@@ -72,22 +74,23 @@ class _Recorder(TorchDispatchMode):
         return CellError(f"cell {self.cell.name}: {what}\n  {line or _line_of(_user_frame())}")
 
     def call(self, function: Callable, arguments: Sequence[Any]) -> Any:
+        token = norm_recorder.set(self.normalise)
         try:
             return function(*arguments)
         except CellError:
             raise
         except Exception as error:
             raise self.refuse(_explained(error), _line_of_traceback(error)) from error
+        finally:
+            norm_recorder.reset(token)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         name += f".{func._overloadname}" if func._overloadname not in ("", "default") else ""
-        if not torch.is_grad_enabled():
-            raise self.refuse(
-                f"{name} with gradients switched off (torch.no_grad, an autograd.Function): the kernel has them. "
-                "To stop a gradient, use detach()"
-            )
+        self.check_gradients(name)
         if func._schema.is_mutable:
             raise self.refuse(f"{name} changes a tensor in place: make a new one")
         if name in _CREATED and not any(id(a) in self.known for a in args if isinstance(a, Tensor)):
@@ -107,6 +110,28 @@ class _Recorder(TorchDispatchMode):
             raise self.refuse(f"{name} makes a tensor of shape {list(main.shape)}: a cell's have rows and units only")
         self.know(main, node)
         return result
+
+    def check_gradients(self, name: str) -> None:
+        if not torch.is_grad_enabled():
+            raise self.refuse(
+                f"{name} with gradients switched off (torch.no_grad, an autograd.Function): the kernel has them. "
+                "To stop a gradient, use detach()"
+            )
+
+    def normalise(self, name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """New tensors, known as the parts of one node that is the norm."""
+        self.check_gradients(name)
+        for t in tensors:
+            if id(t) not in self.known or t.shape != self.row_shape or self.known[id(t)][1].is_mask:
+                what = f"a tensor of {str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
+                raise self.refuse(f"{name} takes gates or a state, which have a number a row and unit, not {what}")
+        node = self.graph.make(name, *(self.known[id(t)][1] for t in tensors))
+        self.paused = True
+        made = [t.clone() for t in tensors]
+        self.paused = False
+        for place, t in enumerate(made):
+            self.know(t, node if len(made) == 1 else self.graph.make("part", node, place))
+        return made
 
     def argument(self, name: str, a: Any) -> Any:
         """The node of a tensor; anything else itself."""
