@@ -116,6 +116,11 @@ inline float16 narrow<float16, float>(float x) {
 
 inline uint32_t to_tf32(float x) { return (std::bit_cast<uint32_t>(x) + 0x1000) & 0xffffe000; }  // of finite values
 
+template <class X>
+X keep(X x) {
+  return x;
+}
+
 template <class T>
 __forceinline__ T load_as(const void* p, EMULATOR_SITE) {
   if (reinterpret_cast<uintptr_t>(p) % alignof(T)) emulator::fail("load_as is misaligned", EMULATOR_HERE);

@@ -78,9 +78,20 @@ def test_cells_of_three_and_four_states(pool, mode, tier):
 @every_tier
 def test_plans_of_many_units_rows_and_blocks(pool, tier, dtype):
     """Where a block owns several groups of units, a replica several tiles of rows, and replicas wait for their turn."""
-    narrower = 5 if dtype == "float64" else 1  # its replicas are
+    narrower = {"float64": 5, "float32": 2, "tf32": 2}.get(dtype, 1)  # its replicas are
+    widest = 64 if (tier, dtype) == ("block", "float64") else 100
     some = [
-        cases.Case(mode, tier, dtype, "lengths reset", D, T=3, N=N, H=H, multiprocessors=multiprocessors * narrower)
+        cases.Case(
+            mode,
+            tier,
+            dtype,
+            "lengths reset",
+            D,
+            T=3,
+            N=N,
+            H=min(H, widest),
+            multiprocessors=multiprocessors * narrower,
+        )
         for mode, D, N, H, multiprocessors in [
             ("LSTM", 1, 33, 53, 132),
             ("LSTM", 2, 19, 37, 8),
@@ -185,6 +196,7 @@ def recorded(tmp_path_factory):
         for tier, dtype in itertools.product(TIERS, DTYPES)
         for mode, batch, H in [("LSTM", "lengths reset", 20), ("GRU", "packed masks", 33)]
     ]
+    some += [cases.Case("LSTM", tier, "bfloat16", N=3, H=33) for tier in TIERS]  # plain
     some += [cases.Case("LSTM", "stepwise", dtype, "packed reset masks", N=9, P=9) for dtype in DTYPES]
     some += [cases.Case("FOUR_STATES", tier, "float64", "lengths reset masks", N=3) for tier in TIERS]
     some += [cases.Case("RNN_TANH", tier, "bfloat16", "reset", N=13, H=37, multiprocessors=3) for tier in TIERS]

@@ -29,7 +29,16 @@ from .operands import (
     write,
 )
 
-SPECIAL = {"SR_TID.X": 0, "SR_LANEID": 0, "SR_CTAID.X": 0, "SR_CTAID.Y": 0, "SR_CTAID.Z": 0, "SR_CgaCtaId": 0, "SRZ": 0}
+SPECIAL = {
+    "SR_TID.X": 0,
+    "SR_TID.Y": 0,
+    "SR_LANEID": 0,
+    "SR_CTAID.X": 0,
+    "SR_CTAID.Y": 0,
+    "SR_CTAID.Z": 0,
+    "SR_CgaCtaId": 0,
+    "SRZ": 0,
+}
 
 
 Run = Callable[[State], None]
@@ -358,6 +367,7 @@ SEMANTICS = {
     "MOV": copy,
     "R2UR": copy,
     "VOTE": vote,
+    "SHFL": lambda modifiers, operands: copy(modifiers, operands[1:3]),
     "P2R": pack_predicates,
     "P2UR": pack_predicates,
     "R2P": unpack_predicates,

@@ -160,7 +160,8 @@ class Program:
         return self._shorter[index]
 
     def _branches(self, index: int, runs: bool | None, state: State) -> bool:
-        if ".DIV" in self.kernel.code[index].name:  # if the lanes of the warp disagree
+        # taken if the lanes of the warp disagree: a branch between them, a loop over the different values
+        if re.search(r"\.DIV|\.U\.ANY", self.kernel.code[index].name):
             return False
         truths = [runs, *(condition(state) for condition in self.conditions[index])]
         return False if False in truths else True if None not in truths else self._takes_unknown(index)

@@ -36,7 +36,11 @@ class Carver {
   template <class T>
   FUSEDRNN_FN T* take(size_t count) {
     bytes_ = (bytes_ + kAlignment - 1) / kAlignment * kAlignment;
+#ifdef __CUDA_ARCH__
+    unsigned char* array = base_ + bytes_;
+#else
     unsigned char* array = base_ ? base_ + bytes_ + gaps_ : nullptr;
+#endif
     bytes_ += count * sizeof(T);
     gaps_ += red_zone(array, count * sizeof(T));
     return reinterpret_cast<T*>(array);

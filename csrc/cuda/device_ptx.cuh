@@ -49,6 +49,13 @@ __device__ inline T load_as(const void* p) {
   return *static_cast<const T*>(p);
 }
 
+// x, in a register that the compiler does not make again, when it is short of them, from what it was made of: it does
+// not know that a lane's own value comes back, nor that blocks have one row of threads. For whole warps.
+template <class X>
+__device__ inline X keep(X x) {
+  return __shfl_sync(~0u, x + static_cast<X>(threadIdx.y), threadIdx.x % 32);
+}
+
 // ---- flags in global memory, seen by the whole device
 
 __device__ inline uint32_t load_acquire(const uint32_t* p) {

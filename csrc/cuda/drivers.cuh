@@ -51,6 +51,7 @@ struct Launcher {
   Plan plan;
   int directions;
   device::Stream stream;
+  bool plain = false;  // see Args
   Operands<Math> operands{};
 
   void take(Scratch& scratch) {
@@ -72,7 +73,7 @@ struct Launcher {
 
   device::Error prepare(const Args<T>& a, bool first_panel, uint32_t* counters, int counter_count) const {
     constexpr int64_t kMostBlocks = 1024;
-    const int64_t blocks = ceil_div(int64_t{directions} * tiling.out_plane * Stage::kTiles * tiling.depth, kThreads);
+    const int64_t blocks = int64_t{directions} * tiling.out_plane / kGroup * Stage::kTiles;  // a tile of weights each
     device::Launch launch = grid(0);
     launch.grid = dim3(static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks));
     return device::launch(launch, &prepare_kernel<Stage, Math, T>, a, tiling, operands, first_panel, counters,
@@ -87,13 +88,6 @@ struct Launcher {
     return device::launch(launch, &step_kernel<Stage, Math, N, T>, a, tiling, o, i);
   }
 
-  // Calls f(kernel, launch) with the resident kernel of the plan.
-  template <class F>
-  auto with_resident(F&& f) const {
-    if constexpr (has_wide_tiles(sizeof(T)))
-      if (plan.row_tiles == kWideTiles) return with_resident<kWideTiles>(f);
-    return with_resident<1>(f);
-  }
   device::Error resident(const Args<T>& a, uint32_t* counters) const {
     return with_resident([&](auto kernel, const device::Launch& launch) {
       return device::launch(launch, kernel, a, plan.tier, tiling, operands, counters);
@@ -115,12 +109,28 @@ struct Launcher {
   }
 
  private:
-  template <int N, class F>
-  auto with_resident(F&& f) const {
-    device::Launch launch = grid(Shared<Stage, Math, N>().carve(nullptr, tiling, plan.tier));
+  // Calls f(kernel, launch) with the resident kernel of the plan. What is compiled: for tensor cores all ways to split
+  // a product of one tile of rows among the warps, and plain kernels beside those with options. For the rest, and for
+  // many rows, where four warps keep the tensor cores busy, as few as do.
+  template <class F>
+  device::Error with_resident(F&& f) const {
+    constexpr bool kAll = Math::kTensorCores;
+    if constexpr (has_wide_tiles(sizeof(T)))
+      if (plan.row_tiles == kWideTiles)
+        return with<kWideTiles, splits(most_groups(sizeof(T), kWideTiles) / kWideTiles)>(f);
+    if (plan.groups == 1) return with<1, kWarps>(f);
+    if (kAll && plan.groups <= 2) return with<1, kAll ? 4 : 1>(f);
+    if (kAll && plan.groups <= 4) return with<1, kAll ? 2 : 1>(f);
+    return with<1, splits(most_groups(sizeof(T), 1))>(f);
+  }
+  template <int N, int kSplits, class F>
+  device::Error with(F&& f) const {
+    device::Launch launch = grid(Shared<Stage, Math, N, kSplits>().carve(nullptr, tiling, plan.tier));
     launch.cooperative = plan.tier == Tier::kGrid;
     launch.cluster = plan.tier == Tier::kCluster ? plan.blocks : 1;
-    return f(&resident_kernel<Stage, Math, N, T>, launch);
+    if constexpr (Math::kTensorCores)
+      if (plain) return f(&resident_kernel<Stage, Math, N, kSplits, true, T>, launch);
+    return f(&resident_kernel<Stage, Math, N, kSplits, false, T>, launch);
   }
 };
 
@@ -152,7 +162,7 @@ int run_one(Args<T> a, const CudaRun& run) {
   const int counter_count = stepwise ? 0 : s.directions * plan.replicas * kCounterStride;
   const int64_t plane = int64_t{plan.blocks} * plan.groups * kGroup;
   Launcher<Stage, Math, T> stage{make_tiling<Stage>(s, plan, plane), plan, s.directions,
-                                 static_cast<device::Stream>(run.stream)};
+                                 static_cast<device::Stream>(run.stream), a.plain()};
   bool room;
   device::Error error = stage.ask_for_room(&room);
   if (error != device::kSuccess || !room) return error != device::kSuccess ? error : kNoRoom;

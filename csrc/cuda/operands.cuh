@@ -18,6 +18,12 @@ struct Tiling {   // of one stage
   int64_t rows;   // of all replicas, padded
 
   FUSEDRNN_FN int units() const { return groups * kGroup; }
+  // The same, with what each step asks for in registers.
+  __device__ Tiling kept() const {
+    Tiling tiling = *this;
+    tiling.groups = device::keep(groups), tiling.depth = device::keep(depth);
+    return tiling;
+  }
 };
 
 template <class Math>
@@ -30,47 +36,67 @@ struct Operands {
   Operand* out;              // [D, rows, planes out * out_plane]   panel of the step after it
 };
 
+// Packs the weights, a tile of 16 units after the other.
 template <class Stage, class Math, class T>
-__global__ void __launch_bounds__(kThreads) prepare_kernel(Args<T> a, Tiling tiling, Operands<Math> o, bool first_panel,
-                                                           uint32_t* counters, int counter_count) {
-  using S = Arithmetic<T>;
+__device__ void pack_weights(const Args<T>& a, const Tiling& tiling, typename Math::Operand* packed) {
+  const Shape& s = a.p.shape;
+  const int64_t width = Stage::width(s), plane_depth = Stage::plane_depth(s);
+  const int64_t groups = int64_t{tiling.blocks} * tiling.groups, tiles = s.directions * groups * Stage::kTiles;
+  const Divisor depth(tiling.depth), plane_size(tiling.plane);
+  for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {  // of [D, blocks, groups, tiles]
+    const int tile = static_cast<int>(index % Stage::kTiles);
+    const int64_t group = index / Stage::kTiles;
+    const Weights<T>& weights = group < groups ? a.p.weights[0] : a.p.weights[1];
+    for (int i = threadIdx.x; i < kGroup * tiling.depth; i += kThreads) {
+      // the index that runs fastest is the one that does so in the matrix that is read
+      const int j = Stage::kTransposed ? i % kGroup : depth.quotient(i);
+      const int k = Stage::kTransposed ? i / kGroup : i - j * tiling.depth;
+      const int plane = plane_size.quotient(k), in_plane = k - plane * tiling.plane;
+      const int64_t unit = group % groups * kGroup + j;
+      const bool real = unit < width && in_plane < plane_depth;
+      const Arithmetic<T> value = real ? device::widen(Stage::weight(weights, s, tile, unit, plane, in_plane)) : 0;
+      packed[(index * kGroup + j) * tiling.depth + k] = Math::operand(value);
+    }
+  }
+}
+
+template <class Stage, class T, class Sum>
+__device__ void pack_bias(const Args<T>& a, const Tiling& tiling, Sum* packed) {
   constexpr int M = Stage::kTiles;
+  const int64_t blocks = int64_t{a.p.shape.directions} * tiling.blocks, units = tiling.units();
+  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < blocks * M * units; i += gridDim.x * kThreads) {
+    const int64_t block = i / units / M, unit = block % tiling.blocks * units + i % units;
+    const Weights<T>& weights = block < tiling.blocks ? a.p.weights[0] : a.p.weights[1];
+    const bool real = unit < Stage::width(a.p.shape);
+    packed[i] = real ? Stage::bias(weights, a.p.shape, static_cast<int>(i / units % M), unit) : Sum(0);
+  }
+}
+
+template <class Stage, class Math, class T>
+__device__ void pack_first_panel(const Args<T>& a, const Tiling& tiling, typename Math::Operand* panel) {
+  const int64_t depth = Stage::plane_depth(a.p.shape);
+  for (int64_t row = blockIdx.x; row < a.p.shape.directions * tiling.rows; row += gridDim.x) {
+    const int64_t n = row % tiling.rows;
+    const StepIterator<T> it(a.p, row < tiling.rows ? 0 : 1, Stage::kBackward, depth);
+    for (int k = threadIdx.x; k < tiling.depth; k += kThreads)
+      panel[row * tiling.depth + k] =
+          Math::operand(n < a.p.shape.rows && k < depth ? Stage::first(it, n, k) : Arithmetic<T>(0));
+  }
+}
+
+template <class Stage, class Math, class T>
+__global__ void __launch_bounds__(kThreads) prepare_kernel(const Args<T> a, Tiling tiling, Operands<Math> o,
+                                                           bool first_panel, uint32_t* counters, int counter_count) {
   const Shape& s = a.p.shape;
   const int64_t begin = blockIdx.x * int64_t{kThreads} + threadIdx.x, stride = gridDim.x * int64_t{kThreads};
-  const int64_t width = Stage::width(s), plane_depth = Stage::plane_depth(s), D = s.directions;
-
-  const int64_t groups = int64_t{tiling.blocks} * tiling.groups, rows = D * groups * M * kGroup;
-  for (int64_t i = begin; i < rows * tiling.depth; i += stride) {
-    // the index that runs fastest is the one that does so in the matrix that is read
-    int64_t k = Stage::kTransposed ? i / kGroup % tiling.depth : i % tiling.depth;
-    int64_t j = Stage::kTransposed ? i % kGroup : i / tiling.depth % kGroup;
-    int64_t tile_index = i / kGroup / tiling.depth;  // [D, blocks, groups, tiles]
-    int tile = static_cast<int>(tile_index % M), plane = static_cast<int>(k / tiling.plane);
-    int64_t unit = tile_index / M % groups * kGroup + j, in_plane = k % tiling.plane;
-    int d = static_cast<int>(tile_index / M / groups);
-    S value = 0;
-    if (unit < width && in_plane < plane_depth)
-      value = device::widen(Stage::weight(d ? a.p.weights[1] : a.p.weights[0], s, tile, unit, plane, in_plane));
-    o.weights[(tile_index * kGroup + j) * tiling.depth + k] = Math::operand(value);
-  }
-  for (int64_t i = begin; i < D * M * tiling.out_plane; i += stride) {
-    int64_t unit = i % tiling.units(), tile = i / tiling.units() % M, block = i / tiling.units() / M;
-    int d = static_cast<int>(block / tiling.blocks);
-    unit += block % tiling.blocks * tiling.units();
-    bool real = unit < width;
-    o.bias[i] = real ? Stage::bias(d ? a.p.weights[1] : a.p.weights[0], s, static_cast<int>(tile), unit) : S(0);
-  }
-  if (first_panel)
-    for (int64_t i = begin; i < D * tiling.rows * tiling.depth; i += stride) {
-      int64_t k = i % tiling.depth, n = i / tiling.depth % tiling.rows;
-      StepIterator<T> it(a.p, static_cast<int>(i / tiling.depth / tiling.rows), Stage::kBackward);
-      o.in[i] = Math::operand(n < s.rows && k < plane_depth ? Stage::first(it, n, k) : S(0));
-    }
+  pack_weights<Stage, Math>(a, tiling, o.weights);
+  pack_bias<Stage>(a, tiling, o.bias);
+  if (first_panel) pack_first_panel<Stage, Math>(a, tiling, o.in);
   for (int64_t i = begin; i < counter_count; i += stride) counters[i] = 0;
 #pragma unroll
   for (int state = 0; state < kMaxStates; ++state)
-    if (S* sums = a.dresets[state])
-      for (int64_t i = begin; i < D * s.rows * s.width(state); i += stride) sums[i] = 0;
+    if (Arithmetic<T>* sums = a.dresets[state])
+      for (int64_t i = begin; i < s.directions * s.rows * s.width(state); i += stride) sums[i] = 0;
 }
 
 }  // namespace fusedrnn::cuda

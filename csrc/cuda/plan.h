@@ -29,8 +29,12 @@ constexpr int kWideTiles = 4;       // of rows, in the kernels for many rows
 constexpr int kStepGroups = 2;      // groups of units of a stepwise block, at most
 constexpr int kChunkBytes = 256;    // of a row, that are in shared memory of a stepwise block at a time, twice
 constexpr int kCellsPerThread = 4;  // (row, unit) pairs whose state a thread of a resident kernel keeps
-static_assert(kCellsPerThread * kThreads <= kWarps * kGroup * kTileRows,
-              "a warp multiplies one group of units at most");
+// Groups of a resident block times its tiles of rows: half as many where registers suffice for no more.
+constexpr int kMostGroups = kCellsPerThread * kThreads / (kGroup * kTileRows);
+constexpr int most_groups(int value_bytes, int row_tiles) {
+  return value_bytes == 8 || (value_bytes == 4 && row_tiles > 1) ? kMostGroups / 2 : kMostGroups;
+}
+static_assert(kMostGroups <= kWarps, "a warp multiplies one group of units at most");
 
 // Sums of double for wide tiles would take 160 KB of shared memory.
 constexpr bool has_wide_tiles(int value_bytes) { return value_bytes < 8; }
@@ -84,7 +88,7 @@ inline size_t resident_bytes(const Job& job, Tier tier, int groups, int blocks, 
   int64_t units = int64_t{kGroup} * groups, rows = kTileRows * row_tiles, bytes = job.value_bytes;
   int64_t row = padded_row(planes * blocks * units, job.value_bytes) * bytes, sum_bytes = bytes > 4 ? bytes : 4;
   int64_t weights = tiles * units * row, panel = rows * row, panels = tier == Tier::kCluster ? 2 : 1;
-  int64_t sums = splits(groups) * tiles * groups * rows * (kGroup + 4) * sum_bytes, bias = tiles * units * sum_bytes;
+  int64_t sums = kWarps * tiles * rows * (kGroup + 4) * sum_bytes, bias = tiles * kMostGroups * kGroup * sum_bytes;
   if (sums_in_panel(tier, row_tiles)) panel = panel > sums ? panel : sums, sums = 0;
   int64_t stage = tier == Tier::kCluster ? rows * planes * units * bytes : 0;
   constexpr int64_t kAlignments = 8 * 16;
@@ -102,7 +106,7 @@ inline Plan make(const Job& job, Tier tier, int groups, int blocks, int row_tile
 inline size_t step_bytes(int tiles, int value_bytes, int row_tiles) {
   int64_t rows = kTileRows * row_tiles, units = kGroup * kStepGroups, sum_bytes = value_bytes > 4 ? value_bytes : 4;
   int64_t chunks = 2 * (tiles * units + rows) * (kChunkBytes + 16);
-  int64_t sums = splits(kStepGroups) * tiles * kStepGroups * rows * (kGroup + 4) * sum_bytes;
+  int64_t sums = kWarps * tiles * rows * (kGroup + 4) * sum_bytes;
   constexpr int64_t kAlignments = 4 * 16;
   return static_cast<size_t>((chunks > sums ? chunks : sums) + kAlignments);
 }
@@ -120,9 +124,10 @@ inline Plan step_plan(const Job& job, int64_t width) {
   return plan;
 }
 
-inline bool fits(const Plan& plan, const Device& device) {
+inline bool fits(const Plan& plan, const Job& job, const Device& device) {
   constexpr int kMostReplicas = 65535;  // of a grid's second dimension
-  return plan.groups * plan.row_tiles * kGroup * kTileRows <= kCellsPerThread * kThreads &&
+  const bool resident = plan.tier != Tier::kStepwise;
+  return (!resident || plan.groups * plan.row_tiles <= most_groups(job.value_bytes, plan.row_tiles)) &&
          plan.replicas <= kMostReplicas && plan.shared_bytes <= static_cast<size_t>(device.shared_bytes);
 }
 
@@ -211,7 +216,7 @@ inline bool choose(const Job& job, const Device& device, Tier tier, Plan* chosen
   const Shape& s = job.shape;
   if (tier == Tier::kStepwise) {
     *chosen = step_plan(job, s.hidden);
-    return fits(*chosen, device);
+    return fits(*chosen, job, device);
   }
   if (s.projected != s.hidden) return false;
   double least = 0;
@@ -222,7 +227,7 @@ inline bool choose(const Job& job, const Device& device, Tier tier, Plan* chosen
       if (!splits_evenly(tier, groups, blocks)) continue;
       const int block_groups = static_cast<int>(ceil_div(groups, blocks));
       const Plan plan = make(job, tier, block_groups, static_cast<int>(blocks), row_tiles);
-      if (!fits(plan, device) || !waves(plan, job, device)) continue;
+      if (!fits(plan, job, device) || !waves(plan, job, device)) continue;
       const double cost = estimated_us(plan, job, device);
       if (least == 0 || cost < least) *chosen = plan, least = cost;
     }

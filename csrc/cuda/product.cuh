@@ -20,9 +20,14 @@ template <class T>
 struct TensorCores {
   using Operand = T;
   using Sum = float;
+  static constexpr bool kTensorCores = true;
   static constexpr int kDepth = 32 / sizeof(T);
   // For weights, in a kernel that multiplies M tiles by N: as many as spill nothing.
-  static constexpr int held_registers(int M, int N) { return N > 1 ? (M > 1 ? 64 : 48) : M > 1 ? 112 : 80; }
+  static constexpr int held_registers(int M, int N, int pairs, bool plain) {
+    if (N > 1) return plain ? 32 : 0;
+    if (M == 1) return plain ? 96 : pairs > 2 ? 32 : 64;
+    return pairs == 2 ? 64 : pairs > 2 && !plain ? 48 : 112;
+  }
 
   __device__ static T operand(float x) {
     if constexpr (sizeof(T) == 4) {
@@ -70,9 +75,11 @@ template <class T>
 struct MultiplyAdd {
   using Operand = T;
   using Sum = T;
+  static constexpr bool kTensorCores = false;
   static constexpr int kDepth = 16 / sizeof(T);
-  static constexpr int held_registers(int M, int N) {
-    return N > 1 ? 24 : sizeof(T) == 8 ? (M > 1 ? 32 : 16) : (M > 1 ? 96 : 64);
+  static constexpr int held_registers(int M, int N, int pairs, bool) {
+    if (N > 1 || (pairs > 2 && sizeof(T) == 8)) return 0;
+    return sizeof(T) == 8 ? 16 : pairs > 2 ? 0 : 64;
   }
 
   __device__ static T operand(T x) { return x; }
@@ -114,34 +121,63 @@ struct MultiplyAdd {
   }
 };
 
-// A warp's part of the product of a group: every parts-th piece of the depth. What a resident kernel multiplies in
+// Calls f with `count` as a constant, 0 .. kEnd - 1.
+template <int kBegin, int kEnd, class F>
+__device__ void with_constant(int count, F&& f) {
+  if constexpr (kEnd - kBegin == 1) {
+    f(std::integral_constant<int, kBegin>());
+  } else {
+    constexpr int kMiddle = (kBegin + kEnd) / 2;
+    if (count < kMiddle)
+      with_constant<kBegin, kMiddle>(count, f);
+    else
+      with_constant<kMiddle, kEnd>(count, f);
+  }
+}
+
+// A warp's part of the product of a group: every stride-th piece of the depth. What a resident kernel multiplies in
 // every step stays in registers, as far as they suffice: shared memory gives only 128 bytes a cycle.
-template <class Math, int M, int N>
+template <class Math, int M, int N, int kPairs, bool kPlain>
 struct Part {
   using Operand = typename Math::Operand;
   using Sum = typename Math::Sum;
   using Weights = typename Math::template Weights<M>;
-  static constexpr int kHeld = Math::held_registers(M, N) * 4 / static_cast<int>(sizeof(Weights));  // pieces
+  static constexpr int kHeld =
+      Math::held_registers(M, N, kPairs, kPlain) * 4 / static_cast<int>(sizeof(Weights));  // pieces
   using Held = Weights[kHeld ? kHeld : 1];
   // Sums that grow side by side: on tensor cores a product waits 33 cycles for the one that it adds to.
   static constexpr int kChains = M * N < 4 ? 4 / (M * N) : 1;
+  using Chains = Sum[kChains][M][N][4];
 
   int first, stride, depth;  // the warp's first piece, the distance to its next, and the end of all
   int tile, ld, lane;        // of weights and panel, in shared memory
 
+  __device__ int held() const {
+    const int pieces = depth > first ? (depth - first + stride - 1) / stride : 0;
+    return pieces < kHeld ? pieces : kHeld;
+  }
   __device__ void hold(Held& held, const Operand* weights) const {
 #pragma unroll
     for (int h = 0; h < kHeld; ++h)
       if (int k = first + h * stride; k < depth) held[h].load(weights + k, tile, ld, lane);
   }
 
-  __device__ void multiply(Sum (&sums)[M][N][4], const Held& held, const Operand* weights, const Operand* panel) const {
-    Sum chains[kChains][M][N][4] = {};
-    int k = first;
+  // count: held(). Without a branch between them, tensor cores take one piece behind the other.
+  __device__ void multiply(Sum (&sums)[M][N][4], int count, const Held& held, const Operand* weights,
+                           const Operand* panel) const {
+    Chains chains = {};
+    auto multiply_held = [&](int h) {
+      Math::multiply(chains[h % kChains], held[h], panel + first + h * stride, ld, lane);
+    };
+    with_constant<0, kHeld / kChains + 1>(count / kChains, [&](auto constant) {
+      constexpr int kRounds = decltype(constant)::value;
 #pragma unroll
-    for (int h = 0; h < kHeld; ++h, k += stride)
-      if (k < depth) Math::multiply(chains[h % kChains], held[h], panel + k, ld, lane);
-    while (k < depth)
+      for (int h = 0; h < kRounds * kChains; ++h) multiply_held(h);
+#pragma unroll
+      for (int h = kRounds * kChains; h < (kRounds + 1) * kChains - 1 && h < kHeld; ++h)
+        if (h < count) multiply_held(h);
+    });
+    for (int k = count < kHeld ? depth : first + kHeld * stride; k < depth;)
 #pragma unroll
       for (int chain = 0; chain < kChains; ++chain, k += stride)
         if (k < depth) {
@@ -149,6 +185,11 @@ struct Part {
           piece.load(weights + k, tile, ld, lane);
           Math::multiply(chains[chain], piece, panel + k, ld, lane);
         }
+    add_up(chains, sums);
+  }
+
+ private:
+  __device__ static void add_up(const Chains& chains, Sum (&sums)[M][N][4]) {
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -163,63 +204,55 @@ struct Part {
 };
 
 // Partial sums of a block's warps, in shared memory: [split][tile][group][row][16 units].
-template <int M, int N, class Sum>
+template <int M, int N, int kSplits, class Sum>
 struct PartialSums {
-  static constexpr int kRows = N * kTileRows;
+  static constexpr int kGroups = kWarps / kSplits, kRows = N * kTileRows;
   static constexpr int kRow = kGroup + 4;  // 4: a warp's four rows of 8 units lie in different banks
+  static constexpr int kCount = kWarps * M * kRows * kRow;
   Sum* sums;
-  int groups;
-
-  FUSEDRNN_FN static size_t count(int groups) { return size_t(splits(groups)) * M * groups * kRows * kRow; }
 
   __device__ Sum* at(int split, int tile, int group, int row) const {
-    return sums + (((split * M + tile) * groups + group) * kRows + row) * kRow;
+    return sums + (((split * M + tile) * kGroups + group) * kRows + row) * kRow;
   }
   __device__ void put(int split, int group, const Sum (&part)[M][N][4], int lane) const {
+    Sum* to = at(split, 0, group, lane % 4 * 2) + lane / 4;
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
       for (int n = 0; n < N; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          at(split, m, group, n * kTileRows + lane % 4 * 2 + e % 2)[lane / 4 + e / 2 * 8] = part[m][n][e];
+          to[(m * kGroups * kRows + n * kTileRows + e % 2) * kRow + e / 2 * 8] = part[m][n][e];
   }
-  // Pair number i of the block: units of a group lie side by side, then rows, then groups.
-  __device__ static int unit(int i) { return i / (kGroup * kRows) * kGroup + i % kGroup; }
-  __device__ static int row(int i) { return i / kGroup % kRows; }
-  __device__ int pairs() const { return groups * kGroup * kRows; }
-
-  __device__ void take(int i, const Sum* bias, Sum (&total)[M]) const {  // bias [M][units]
-    int group = i / (kGroup * kRows);
+  // Of a pair; bias [M][bias_ld].
+  __device__ void take(int row, int unit, const Sum* bias, int bias_ld, Sum (&total)[M]) const {
+    const Sum* from = at(0, 0, unit / kGroup, row) + unit % kGroup;
 #pragma unroll
     for (int m = 0; m < M; ++m) {
-      total[m] = bias[m * groups * kGroup + unit(i)];
-      for (int split = 0; split < splits(groups); ++split) total[m] += at(split, m, group, row(i))[i % kGroup];
+      total[m] = bias[m * bias_ld + unit];
+#pragma unroll
+      for (int split = 0; split < kSplits; ++split) total[m] += from[(split * M + m) * kGroups * kRows * kRow];
     }
   }
 };
 
-// Calls f(p, i, n, j, real) with this thread's pairs: pair i of the block is its number p, of row n and unit j, real if
-// the layer has those.
-template <int kMost, int M, int N, class Sum, class F>
-__device__ void each_pair(const PartialSums<M, N, Sum>& partial, int64_t first_row, int64_t first_unit, int64_t rows,
-                          int64_t width, F&& f) {
-#pragma unroll
-  for (int p = 0; p < kMost; ++p) {
-    int i = threadIdx.x + p * kThreads;
-    if (i >= partial.pairs()) continue;
-    int64_t n = first_row + partial.row(i), j = first_unit + partial.unit(i);
-    f(p, i, n, j, n < rows && j < width);
+// A number that is divided by in every step: by a multiplication, right while dividend times divisor is below 2^31.
+struct Divisor {
+  __device__ explicit Divisor(int divisor) : value(divisor), inverse(((1u << 31) + divisor - 1) / divisor) {}
+  __device__ int quotient(int dividend) const {
+    return static_cast<int>(static_cast<uint64_t>(dividend) * inverse >> 31);
   }
-}
+
+  int value;
+  uint32_t inverse;
+};
 
 // Rows of 16-byte pieces from global into shared memory, by all threads of the block.
 template <class E>
-__device__ void copy_rows(E* shared, int ld, const E* global, int64_t stride, int rows, int depth) {
+__device__ void copy_rows(E* shared, int ld, const E* global, int64_t stride, int rows, const Divisor& pieces) {
   constexpr int kPiece = 16 / sizeof(E);
-  const int pieces = depth / kPiece;
-  for (int i = threadIdx.x; i < rows * pieces; i += kThreads) {
-    int row = i / pieces, k = i % pieces * kPiece;
+  for (int i = threadIdx.x; i < rows * pieces.value; i += kThreads) {
+    const int row = pieces.quotient(i), k = (i - row * pieces.value) * kPiece;
     device::copy_async<16>(shared + row * ld + k, global + row * stride + k);
   }
 }
