@@ -29,16 +29,8 @@ from .operands import (
     write,
 )
 
-SPECIAL = {
-    "SR_TID.X": 0,
-    "SR_TID.Y": 0,
-    "SR_LANEID": 0,
-    "SR_CTAID.X": 0,
-    "SR_CTAID.Y": 0,
-    "SR_CTAID.Z": 0,
-    "SR_CgaCtaId": 0,
-    "SRZ": 0,
-}
+SPECIAL = dict.fromkeys(("SR_TID.X", "SR_TID.Y", "SR_LANEID", "SR_CgaCtaId", "SRZ"), 0)
+SPECIAL |= dict.fromkeys(("SR_CTAID.X", "SR_CTAID.Y", "SR_CTAID.Z"), 0)
 
 
 Run = Callable[[State], None]

@@ -172,14 +172,14 @@ struct StepCost {
 // gpu-cost counts in the kernels' machine code. It also fits them to measurements.
 struct Costs {
   StepCost step[4][2] = {
-      {{2466, 307, 33}, {2720, 217, 121}},   // block: forward, backward
-      {{2675, 307, 33}, {2641, 217, 121}},   // cluster
-      {{3547, 307, 33}, {3481, 217, 121}},   // grid
-      {{13720, 307, 58}, {7956, 217, 162}},  // stepwise
+      {{787, 29, 16}, {673, 17, 32}},    // block: forward, backward
+      {{1167, 29, 16}, {1060, 17, 32}},  // cluster
+      {{2052, 29, 16}, {1881, 17, 32}},  // grid
+      {{8456, 29, 28}, {6522, 17, 75}},  // stepwise
   };
   double exchange = 0;                 // each 16 bytes that a thread of a cluster or grid gets from other blocks, and
   double chunk = 0;                    // each chunk of weights from L2, where the above do not contain them
-  double multiply_add[2] = {8, 16};    // products without tensor cores, of float and double, per product with them
+  double multiply_add[2] = {16, 32};   // products without tensor cores, of float and double, per product with them
   double launch = 2450, start = 6000;  // of a kernel behind another; of a resident one, its weights arranged
   double bytes_per_cycle = 32;         // of weights that a block gets when it starts
   double megahertz = 1750;
