@@ -193,11 +193,11 @@ def recorded(tmp_path_factory):
     recorder = layer.Device(cases.library())
     some = [
         cases.Case(mode, tier, dtype, batch, T=4, N=3, H=H)
-        for tier, dtype in itertools.product(TIERS, DTYPES)
+        for tier, dtype in itertools.product(TIERS, DTYPES[:4])
         for mode, batch, H in [("LSTM", "lengths reset", 20), ("GRU", "packed masks", 33)]
     ]
     some += [cases.Case("LSTM", tier, "bfloat16", N=3, H=33) for tier in TIERS]  # plain
-    some += [cases.Case("LSTM", "stepwise", dtype, "packed reset masks", N=9, P=9) for dtype in DTYPES]
+    some += [cases.Case("LSTM", "stepwise", dtype, "packed reset masks", N=9, P=9) for dtype in DTYPES[:4]]
     some += [cases.Case("FOUR_STATES", tier, "float64", "lengths reset masks", N=3) for tier in TIERS]
     some += [cases.Case("RNN_TANH", tier, "bfloat16", "reset", N=13, H=37, multiprocessors=3) for tier in TIERS]
     files = []
@@ -214,7 +214,7 @@ def recorded(tmp_path_factory):
 @pytest.mark.parametrize("policy", ["random", "priority"])  # which run few blocks at a time
 @pytest.mark.parametrize("mode", ["asan", "tsan"])
 def test_sanitizers_find_nothing(recorded, mode, policy):
-    program = cases.replay(mode)
+    program = cases.replay(mode, types=("float", "double", "bfloat16"))  # float16 is computed as bfloat16 is
     halves = [recorded[::2], recorded[1::2]]
     options = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
     runs = [
