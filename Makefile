@@ -94,19 +94,20 @@ aarch64: build ## the CPU kernels as an aarch64 processor runs them, by qemu (AR
 cuda-check: ## compile every CUDA kernel for sm_80 and sm_90: no warning, no spill (needs nvcc, no GPU)
 	.ci/cuda-check
 
-cuda-build: ## cuda-check's checks, and the whole extension beside a CUDA torch, in .venv-cuda and build/cuda (no GPU)
+cuda-build: ## cuda-check's checks, for sm_80 of two types, and the extension for a CUDA torch, in .venv-cuda and build/cuda
 ifeq ($(NVCC),)
 	@echo "cuda-build: SKIPPED, nvcc is not on the PATH (and CUDA_HOME is $${CUDA_HOME:-not set})"
 else
 	$(MAKE) --no-print-directory $(CUDA_STAMP)
 	$(call copy_to,$(CUDA))
-	cd $(CUDA) && export FUSEDRNN_CUDA=1 TORCH_CUDA_ARCH_LIST='8.0;9.0' && \
+	cd $(CUDA) && export FUSEDRNN_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 && \
 	export NVCC_APPEND_FLAGS='-Werror all-warnings -Xptxas -v' && \
 	{ $(CURDIR)/$(CUDA_BIN)/python setup.py -q build_ext --inplace >build.log 2>&1 || { cat build.log; exit 1; } } && \
 	! grep -E 'csrc/[^ ]*: warning|[1-9][0-9]* bytes spill' build.log && \
 	$(CURDIR)/$(CUDA_BIN)/python -m fusedrnn.info && \
 	$(CURDIR)/$(CUDA_BIN)/python -m pytest -q -p no:cacheprovider \
 	  tests/test_info.py tests/test_transforms.py $(ARGS)
+	.ci/cuda-check sm_80 bfloat16 double
 endif
 
 gpu-cost: .venv/.gpu-cost ## estimates of a step of each CUDA kernel, from its machine code (nvcc, no GPU; ARGS="--help")

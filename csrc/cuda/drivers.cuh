@@ -114,13 +114,14 @@ struct Launcher {
   // many rows, where four warps keep the tensor cores busy, as few as do.
   template <class F>
   device::Error with_resident(F&& f) const {
-    constexpr bool kAll = Math::kTensorCores;
     if constexpr (has_wide_tiles(sizeof(T)))
       if (plan.row_tiles == kWideTiles)
         return with<kWideTiles, splits(most_groups(sizeof(T), kWideTiles) / kWideTiles)>(f);
     if (plan.groups == 1) return with<1, kWarps>(f);
-    if (kAll && plan.groups <= 2) return with<1, kAll ? 4 : 1>(f);
-    if (kAll && plan.groups <= 4) return with<1, kAll ? 2 : 1>(f);
+    if constexpr (Math::kTensorCores) {
+      if (plan.groups <= 2) return with<1, splits(2)>(f);
+      if (plan.groups <= 4) return with<1, splits(4)>(f);
+    }
     return with<1, splits(most_groups(sizeof(T), 1))>(f);
   }
   template <int N, int kSplits, class F>
