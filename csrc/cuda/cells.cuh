@@ -43,19 +43,19 @@ class Cells {
       length_[slot] = it_.length(n_[slot]);
     }
     j_ = first_unit + layout.unit(0);
-    uint32_t had = 0, real = 0;
+    uint32_t has_pair = 0, real = 0;
 #pragma unroll
     for (int p = 0; p < kPairs; ++p) {
       const bool in_block = layout.unit(p) < units, in_layer = n(p) < args.p.shape.rows && j(p) < it_.width();
       unit_[p] = in_block ? layout.unit(p) : units - 1;
-      had |= uint32_t{in_block} << p, real |= uint32_t{in_block && in_layer} << p;
+      has_pair |= uint32_t{in_block} << p, real |= uint32_t{in_block && in_layer} << p;
     }
-    had_ = device::keep(had), real_ = device::keep(real);
+    has_ = device::keep(has_pair), real_ = device::keep(real);
     each([&](int p) { fixed_[p] = Stage::Fixed::load(a_.p, at(p), Stage::kBackward); });
   }
 
   // Does the block have pair p of this thread? Its unit there, or the last one's.
-  __device__ bool has(int p) const { return had_ >> p & 1; }
+  __device__ bool has(int p) const { return has_ >> p & 1; }
   __device__ int unit(int p) const { return unit_[p]; }
   __device__ const StepIterator<T>& iterator() const { return it_; }
   __device__ int64_t n(int p) const { return n_[Layout::slot(p)]; }
@@ -144,7 +144,7 @@ class Cells {
   int64_t n_[kSlots], length_[kSlots], j_;
   bool reset_[kSlots] = {};                   // before the step, after the one before
   Row row_[kSlots] = {}, next_[kSlots] = {};  // of the step, and of that which is read
-  uint32_t had_, real_;                       // a bit a pair
+  uint32_t has_, real_;                       // a bit a pair
   int unit_[kPairs];
   typename Stage::Fixed fixed_[kPairs] = {};
   typename Stage::Carry carry_[kPairs] = {};

@@ -20,7 +20,8 @@ struct Args {
   // A padded batch with nothing that a plain call of torch.nn's layers does not have?
   bool plain() const {
     bool options = p.batch.offsets || p.batch.lengths || p.batch.reset || p.h_mask || g.steps.h_prev;
-    for (const State<T>& state : p.states) options = options || state.zone;
+    for (int i = 0; i < kMaxStates; ++i)
+      options = options || p.states[i].zone || p.states[i].reset || g.states[i].reset;
     return !options;
   }
   // The same with nulls that the compiler sees, if plain.
@@ -64,7 +65,7 @@ struct Steps : Step {
   bool last;
 };
 
-// A batch row in a step. There is no saying about a row beyond the batch, where the batch is padded.
+// A batch row in a step. Its flags mean nothing for a row beyond a padded batch.
 struct Row {
   int64_t record;               // offset of its first unit in [D, R, width]
   int64_t output, next_output;  // and in [R, D, width]

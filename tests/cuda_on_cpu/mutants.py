@@ -113,10 +113,6 @@ PATTERNS = [
 # Mutants that nothing can tell from the kernels: a part of their description, and why.
 EQUIVALENT = [
     (
-        "a row ends: if (!it.alive(s.next, n)) state.last[at] = ",
-        "each step stores the state, then, and the last one that does is the last one",
-    ),
-    (
         "no barrier: if (tier == Tier::kCluster) sync_cluster();",
         "a block waits for all that is pushed to it before its last product, so nothing comes after it has left",
     ),
